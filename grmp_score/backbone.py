@@ -1,0 +1,177 @@
+"""CLIP's two towers as plain blocks: the only file that imports open_clip.
+
+A tower is three steps - embed, run blocks, pool - so that prompts can be inserted before any block (eq. 1) and
+the activations between two blocks can be kept.  The frozen trunk is the embedding and all blocks but the last
+``k``; the adapted head is the last ``k`` blocks, the final LayerNorm, pooling and projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from grmp_score.errors import ConfigError
+
+if TYPE_CHECKING:
+    from open_clip.model import CLIP
+
+
+def architecture(name: str) -> dict[str, Any]:
+    """open_clip's configuration of a named architecture, e.g. ``"ViT-B-16-quickgelu"`` (OpenAI's weights)."""
+    import open_clip
+
+    model_cfg = open_clip.get_model_config(name)
+    if model_cfg is None:
+        raise ConfigError(f"open_clip knows no architecture {name!r}")
+    return dict(model_cfg)
+
+
+def pretrained_repo(name: str, tag: str) -> str:
+    """Hub repository of a pre-trained open_clip model, e.g. of ``"ViT-B-16-quickgelu"`` and ``"openai"``."""
+    import open_clip
+
+    pretrained = open_clip.get_pretrained_cfg(name, tag)
+    repo = str(pretrained.get("hf_hub", "")).rstrip("/")
+    if not repo:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise ConfigError(f"open_clip has no weights {tag!r} of {name!r} on the Hub; it has {tags}")
+    return repo
+
+
+def build_clip(model_cfg: Mapping[str, Any]) -> CLIP:
+    """Builds an open_clip CLIP with two native transformers, weights not yet loaded (float32, on the CPU).
+
+    Args:
+        model_cfg: ``embed_dim``, ``vision_cfg``, ``text_cfg`` and optionally ``quick_gelu``.
+
+    Raises:
+        ConfigError: the configuration asks for a tower that is not a native open_clip ViT / text transformer.
+    """
+    from open_clip.model import CLIP
+
+    vision, text = model_cfg.get("vision_cfg", {}), model_cfg.get("text_cfg", {})
+    unsupported = [
+        *(f"vision_cfg.{k}" for k in ("timm_model_name", "attentional_pool", "patch_dropout") if vision.get(k)),
+        *(f"text_cfg.{k}" for k in ("hf_model_name", "embed_cls", "proj_bias") if text.get(k)),
+    ]
+    if text.get("pool_type", "argmax") != "argmax":
+        unsupported.append("text_cfg.pool_type")
+    if vision.get("pool_type", "tok") not in ("tok", "avg"):
+        unsupported.append("vision_cfg.pool_type")
+    if unsupported or not isinstance(vision.get("layers", 12), int):
+        raise ConfigError(f"only native ViT CLIPs are supported; the configuration has {unsupported or 'a ResNet'}")
+    try:
+        # init_logit_scale stays open_clip's; every parameter is overwritten when weights are loaded.
+        return CLIP(**{k: v for k, v in model_cfg.items() if k != "custom_text"}).eval()
+    except TypeError as error:
+        raise ConfigError(f"open_clip rejects the model configuration: {error}") from error
+
+
+def image_depth(clip: CLIP) -> int:
+    """Number of blocks of the image tower."""
+    return len(clip.visual.transformer.resblocks)
+
+
+def text_depth(clip: CLIP) -> int:
+    """Number of blocks of the text tower."""
+    return len(clip.transformer.resblocks)
+
+
+def adapted_names(clip: CLIP, blocks: int) -> list[str]:
+    """Names of the parameters of the last ``blocks`` blocks of both towers, ``ln_final`` and ``ln_post``
+    (METHOD: what stage 2 trains besides the text context)."""
+    prefixes = ["ln_final.", "visual.ln_post."]
+    for tower, depth in (("transformer", text_depth(clip)), ("visual.transformer", image_depth(clip))):
+        prefixes += [f"{tower}.resblocks.{i}." for i in range(max(0, depth - blocks), depth)]
+    return [name for name, _ in clip.named_parameters() if name.startswith(tuple(prefixes))]
+
+
+# ---------------------------------------------------------------- image tower
+
+
+def embed_image(clip: CLIP, patches: Tensor) -> Tensor:
+    """Normalised patches [B, 3, S, S] -> tokens [B, 1 + N, W] that enter the first block, CLS first."""
+    visual = clip.visual
+    x = visual.conv1(patches).flatten(2).transpose(1, 2)  # [B, N, W]
+    cls = visual.class_embedding.view(1, 1, -1).expand(x.shape[0], -1, -1)
+    x = torch.cat([cls, x], dim=1) + visual.positional_embedding
+    embedded: Tensor = visual.ln_pre(x)
+    return embedded
+
+
+def run_image_blocks(
+    clip: CLIP, tokens: Tensor, prompts: Tensor | None, start: int = 0, stop: int | None = None
+) -> Tensor:
+    """Runs blocks ``start`` to ``stop`` (exclusive) of the image tower.
+
+    Args:
+        clip: the dual encoder.
+        tokens: [B, 1 + N, W], CLS first, without prompt tokens.
+        prompts: [L, n, W], one set for each of all L blocks of the tower, or None.  Set l stands between the
+            CLS token and the image tokens in block l; its outputs are dropped (eq. 1).
+        start: first block.
+        stop: block to stop before; None runs to the end.
+
+    Returns:
+        Tokens [B, 1 + N, W].
+    """
+    blocks = clip.visual.transformer.resblocks
+    n = 0 if prompts is None else prompts.shape[1]
+    for i in range(start, len(blocks) if stop is None else stop):
+        if prompts is None or n == 0:
+            tokens = blocks[i](tokens)
+        else:
+            prompt = prompts[i].expand(tokens.shape[0], -1, -1)
+            out = blocks[i](torch.cat([tokens[:, :1], prompt, tokens[:, 1:]], dim=1))
+            tokens = torch.cat([out[:, :1], out[:, 1 + n :]], dim=1)
+    return tokens
+
+
+def pool_image(clip: CLIP, tokens: Tensor, norm: nn.Module | None = None) -> Tensor:
+    """Tokens [B, 1 + N, W] after the last block -> L2-normalised features [B, D].
+
+    ``norm`` is the authors' extra LayerNorm on all tokens before ``ln_post``.
+    """
+    visual = clip.visual
+    if norm is not None:
+        tokens = norm(tokens)
+    if not visual.final_ln_after_pool:
+        tokens = visual.ln_post(tokens)
+    pooled = tokens[:, 1:].mean(dim=1) if visual.pool_type == "avg" else tokens[:, 0]
+    if visual.final_ln_after_pool:
+        pooled = visual.ln_post(pooled)
+    return nn.functional.normalize(pooled @ visual.proj, dim=-1)
+
+
+# ----------------------------------------------------------------- text tower
+
+
+def end_of_text(tokens: Tensor) -> Tensor:
+    """Position [C] of the end-of-text token, which has the highest id, in token ids [C, T]."""
+    return tokens.argmax(dim=-1)
+
+
+def embed_text(clip: CLIP, tokens: Tensor) -> Tensor:
+    """Token ids [C, T] -> embeddings [C, T, W], positions not yet added."""
+    embedded: Tensor = clip.token_embedding(tokens)
+    return embedded
+
+
+def encode_text(clip: CLIP, embeddings: Tensor, eot: Tensor) -> Tensor:
+    """Token embeddings [C, T, W] with end-of-text positions [C] -> L2-normalised features [C, D].
+
+    The text is run only as far as the last end-of-text token: under the causal mask later positions cannot
+    change earlier ones, so the result is the same.
+    """
+    causal = clip.attn_mask is not None
+    length = int(eot.max()) + 1 if causal else embeddings.shape[1]
+    x = embeddings[:, :length] + clip.positional_embedding[:length]
+    mask = clip.attn_mask[:length, :length] if causal else None
+    x = clip.transformer(x, attn_mask=mask)
+    pooled = clip.ln_final(x[torch.arange(x.shape[0], device=x.device), eot])
+    if clip.text_projection is not None:
+        pooled = pooled @ clip.text_projection
+    return nn.functional.normalize(pooled, dim=-1)

@@ -1,0 +1,31 @@
+"""``grmp-score convert FILE.pt -o DIR``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("checkpoint", metavar="FILE.pt", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write."
+)
+@click.option("--name", default=None, help="Name of the weights.  [default: the file's name]")
+def command(checkpoint: Path, output: Path, name: str | None) -> None:
+    """Convert an official GRMP-IQA checkpoint into a weights folder.
+
+    The pickle is read without executing any code in it.  The authors' preprocessing (exact 244x244 resize,
+    centre 224 patch, ImageNet statistics) becomes the default; use --patches 10 when scoring for ten patches.
+
+    \b
+    Example:
+      grmp-score convert clive_50_prompt_lda_5.0.pt -o clive-50
+      grmp-score photos/ --model clive-50
+    """
+    from grmp_score.official import load_official
+
+    weights = load_official(checkpoint, name=name)
+    weights.save(output)
+    click.echo(f"wrote {output} ({weights.config.name}); use it with: grmp-score PATHS --model {output}", err=True)

@@ -1,0 +1,99 @@
+"""``grmp-score``: scores by default, with named commands next to it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from grmp_score import __version__
+from grmp_score.errors import GrmpScoreError
+
+#: Command -> (module under `grmp_score.cli`, one-line help).  Modules are imported when their command runs, so
+#: that ``--help`` answers at once.
+COMMANDS = {
+    "score": ("score", "Score images (the default command)."),
+    "convert": ("convert", "Convert an official GRMP-IQA .pt checkpoint."),
+    "info": ("info", "Show what a set of weights is."),
+    "pretrain": ("pretrain", "Stage 1: meta-learn prompts over distortion types."),
+}
+DEFAULT = "score"
+
+
+class DefaultGroup(click.Group):
+    """A group whose command name may be left out: ``grmp-score photos/`` is ``grmp-score score photos/``.
+
+    A file that is called like a command is scored by ``grmp-score ./adapt``, ``grmp-score -- adapt`` or
+    ``grmp-score score adapt``.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {name for param in self.get_params(ctx) for name in param.opts}
+        if args and args[0] not in own and args[0] not in COMMANDS:
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"grmp_score.cli.{COMMANDS[name][0]}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except GrmpScoreError as error:
+            raise Failure(str(error)) from error
+        except BrokenPipeError:
+            # The reader of our output (head, less) has gone: nothing is wrong.  What is still buffered must go
+            # somewhere, or Python complains when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+        except OSError as error:  # a full disk, a folder that may not be written to
+            raise Failure(str(error)) from error
+
+
+class Failure(click.ClickException):
+    """A user's mistake or an outside failure: one line on stderr, exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: object = None) -> None:
+        click.echo(f"Error: {self.format_message()}", err=True)
+
+
+@click.group(
+    cls=DefaultGroup,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: grmp-score photos/   (see also: grmp-score score --help)",
+)
+@click.version_option(__version__, "-V", "--version", message="grmp-score %(version)s")
+def cli() -> None:
+    """How good do these images look?
+
+    grmp-score PATHS... prints a quality score from 0 (bad) to 1 (good) for every image and folder named.
+    """
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        status = cli.main(standalone_mode=False)  # click itself would end with 1 on Ctrl-C
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted", err=True)
+        status = 130
+    sys.exit(status)

@@ -1,0 +1,165 @@
+"""The Hub: fetching weights and sending them, with errors that say what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from grmp_score import __version__
+from grmp_score.errors import HubError, WeightsError
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def looks_like_repo(source: str) -> bool:
+    """Whether a text has the form of a Hub repository id, ``name`` or ``owner/name``."""
+    return re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", source) is not None
+
+
+def fetch_file(
+    repo: str,
+    filename: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """One file of a Hub repository, from the local cache or the network, with a progress bar on stderr.
+
+    The client checks a file's length only.  The Hub's entity tag is a checksum of the file; it is verified
+    here, and a file that fails is fetched again once.
+
+    Raises:
+        HubError: no such repository, revision or file; no permission; not cached while offline; interrupted;
+            or damaged twice.
+    """
+    import huggingface_hub
+
+    def fetch(force: bool) -> Path:
+        try:
+            return Path(
+                huggingface_hub.hf_hub_download(
+                    repo,
+                    filename,
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    local_files_only=local_files_only,
+                    force_download=force,
+                    library_name="grmp_score",
+                    library_version=__version__,
+                )
+            )
+        except Exception as error:
+            # huggingface_hub's HTTP client has changed between versions and its network errors share no base
+            # class, so everything is caught here and told apart by what it means.
+            _explain(error, f"{repo}/{filename}", revision, local_files_only)
+
+    path = fetch(force=False)
+    if _damaged(path) and not (local_files_only or _is_offline()):
+        path = fetch(force=True)
+    if _damaged(path):
+        raise HubError(
+            "the downloaded file is damaged: its checksum differs from the Hub's",
+            path=path.resolve(),
+            hint="Delete this file and try again",
+        )
+    return path
+
+
+def _damaged(path: Path) -> bool:
+    # In the cache the file is a link to a blob that is named by the entity tag: the SHA-256 of large files,
+    # git's blob id of small ones.
+    tag = path.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", tag):
+        return sha256_of(path) != tag
+    if re.fullmatch(r"[0-9a-f]{40}", tag):
+        data = path.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() != tag
+    return False
+
+
+def push_folder(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool,
+    token: str | bool | None,
+    revision: str | None,
+    files: Sequence[str],
+) -> str:
+    """Uploads files of a weights folder as one commit, creating the repository if needed; returns its URL."""
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi(token=token, library_name="grmp_score", library_version=__version__)
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            revision=revision,
+            allow_patterns=list(files),
+            commit_message="Upload grmp_score weights",
+        )
+    except Exception as error:
+        _explain(error, repo, revision, False)
+    return str(commit.commit_url)
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)  # the client reads the environment once, when it is imported
+
+
+def _explain(error: Exception, what: str, revision: str | None, local_only: bool) -> NoReturn:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        reason, hint = "access to this repository must be requested on the Hub", "Then log in: hf auth login"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        reason = "no such repository on the Hub, or it is private"
+        hint = "Check the name; for a private repository log in with: hf auth login"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        reason, hint = f"the repository has no revision {revision!r}", "Check the branch, tag or commit"
+    elif isinstance(error, errors.LocalEntryNotFoundError) or type(error).__name__ == "OfflineModeIsEnabled":
+        if local_only or _is_offline():
+            reason = "not in the local cache, and offline mode is on"
+            hint = "Fetch it once while online (without HF_HUB_OFFLINE and local_files_only), or give a folder"
+        else:
+            reason = "not in the local cache, and the Hub cannot be reached"
+            hint = "Check the network and try again, or give a local folder; the bundled model needs no network"
+    elif isinstance(error, errors.EntryNotFoundError):
+        reason, hint = "the repository has no such file", "Is it a grmp_score repository?"
+    elif isinstance(error, errors.HFValidationError):
+        reason, hint = f"not a valid repository name: {error}", "Expected 'owner/name' or a local folder"
+    elif getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+        reason, hint = "the Hub refuses the token, or needs one", "Log in with: hf auth login"
+    else:
+        reason = f"the transfer failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        hint = "Try again: a download continues where it stopped"
+    raise HubError(reason, path=what, hint=hint) from error
+
+
+def check_sha256(path: Path, expected: str | None) -> None:
+    """Raises `WeightsError` when a file's checksum is not the expected one (None: not checked)."""
+    if expected is None:
+        return
+    got = sha256_of(path)
+    if got != expected:
+        raise WeightsError(
+            f"the checksum differs: expected sha256 {expected[:16]}..., got {got[:16]}...",
+            path=path,
+            hint="The file is damaged or was replaced; fetch or copy it again",
+        )

@@ -1,0 +1,120 @@
+"""RGB image -> normalised float32 patches [P, 3, S, S], the same ones every time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from grmp_score.config import Preprocess
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def make_patches(image: Image.Image, preprocess: Preprocess) -> torch.Tensor:
+    """Cuts one image into normalised patches.
+
+    Args:
+        image: 8-bit RGB image of any size.
+        preprocess: resize rule, layout and normalisation, from the weights' config.
+
+    Returns:
+        float32 tensor [P, 3, S, S]; values are (v / 255 - mean) / std.  The result depends on the pixels and
+        ``preprocess`` alone.
+    """
+    import torch
+
+    crops, size = [], preprocess.patch_size
+    for number, scale in enumerate(preprocess.scales):
+        resized = resize(image, preprocess, scale)
+        pixels = np.asarray(resized, dtype=np.uint8)
+        count = len(range(number, preprocess.patches, len(preprocess.scales)))
+        corners = patch_corners(resized.height, resized.width, dataclasses.replace(preprocess, patches=count))
+        crops += [pixels[y : y + size, x : x + size] for y, x in corners]
+    values = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
+    return normalise(values, preprocess)
+
+
+def normalise(values: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
+    """Values in 0..1 [B, 3, H, W] -> (values - mean) / std, in place."""
+    mean = values.new_tensor(preprocess.mean).view(1, 3, 1, 1)
+    std = values.new_tensor(preprocess.std).view(1, 3, 1, 1)
+    return values.sub_(mean).div_(std)
+
+
+def resize(image: Image.Image, preprocess: Preprocess, scale: float = 1.0) -> Image.Image:
+    """Applies the resize rule and then ``scale``, in one resampling; an image smaller than a patch is enlarged,
+    keeping its aspect ratio, until its shorter side is the patch size."""
+    width, height = image.size
+    if preprocess.resize == "exact":
+        assert preprocess.size is not None
+        width = height = preprocess.size
+    elif preprocess.resize == "shorter":
+        assert preprocess.size is not None
+        if min(width, height) > preprocess.size:
+            width, height = _scaled_to_shorter(width, height, preprocess.size)
+    width, height = round(width * scale), round(height * scale)
+    if min(width, height) < preprocess.patch_size:
+        width, height = _scaled_to_shorter(width, height, preprocess.patch_size)
+    if (width, height) == image.size:
+        return image
+    if preprocess.antialias:
+        return image.resize((width, height), _RESAMPLING[preprocess.interpolation])
+    return _resize_without_antialias(image, height, width, preprocess.interpolation)
+
+
+def _scaled_to_shorter(width: int, height: int, shorter: int) -> tuple[int, int]:
+    scale = shorter / min(width, height)
+    return max(shorter, round(width * scale)), max(shorter, round(height * scale))
+
+
+def _resize_without_antialias(image: Image.Image, height: int, width: int, mode: str) -> Image.Image:
+    """OpenCV's ``resize``: half-pixel centres, replicated border, cubic kernel with a = -0.75, no low-pass.
+
+    torch's ``interpolate`` computes the same; OpenCV rounds its cubic weights to 1/2048, so single values may
+    differ by 1 of 255.
+    """
+    import torch
+
+    values = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(values, size=(height, width), mode=mode, align_corners=False)
+    pixels = resized[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
+    return Image.fromarray(pixels)
+
+
+def patch_corners(height: int, width: int, preprocess: Preprocess) -> NDArray[np.int64]:
+    """Top-left corners [P, 2] (y, x) of the patches in an image of height x width >= the patch size."""
+    room = np.array([height - preprocess.patch_size, width - preprocess.patch_size])
+    if room.min() < 0:
+        raise ValueError(f"a {width}x{height} image has no patch of {preprocess.patch_size}")
+    if preprocess.layout == "center":
+        return np.array([room // 2])
+    if preprocess.layout == "grid":
+        fractions = _grid_fractions(preprocess.patches, height, width)
+        corners: NDArray[np.int64] = np.round(fractions * room).astype(np.int64)
+        return corners
+    rng = np.random.default_rng([preprocess.seed, height, width])
+    return rng.integers(0, room + 1, size=(preprocess.patches, 2), dtype=np.int64)
+
+
+def _grid_fractions(count: int, height: int, width: int) -> NDArray[np.float64]:
+    """``count`` positions in 0..1 (y, x), spread evenly: rows by the aspect ratio, each row filled evenly."""
+    rows = int(np.clip(round((count * height / width) ** 0.5), 1, count))
+    per_row = [len(part) for part in np.array_split(np.arange(count), rows)]
+    return np.array(
+        [(_spread(r, rows), _spread(c, columns)) for r, columns in enumerate(per_row) for c in range(columns)]
+    )
+
+
+def _spread(index: int, count: int) -> float:
+    return 0.5 if count == 1 else index / (count - 1)

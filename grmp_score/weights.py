@@ -1,0 +1,281 @@
+"""Weights as files: a folder that equals a Hub repository.
+
+``config.json`` (everything that is not a tensor), ``adapter.safetensors`` (only what was trained, any dtype),
+``backbone.safetensors`` (stand-alone models; others name a Hub file with its checksum) and ``README.md`` (the
+model card).  Loading is strict: every tensor must be expected, present and of the right shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from grmp_score import backbone, hub
+from grmp_score.config import Backbone, ModelConfig
+from grmp_score.errors import HubError, WeightsError
+from grmp_score.model import QualityCLIP
+
+CONFIG, ADAPTER, BACKBONE, CARD = "config.json", "adapter.safetensors", "backbone.safetensors", "README.md"
+
+#: Where the weights that come with the package lie, one folder per name.
+BUNDLED = Path(__file__).parent / "bundled"
+DEFAULT_MODEL = "mini"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A configuration with its tensors, not yet a model.
+
+    Attributes:
+        config: contents of ``config.json``.
+        adapter: trained tensors by their name in `QualityCLIP`.
+        backbone: file with the base weights (names as in open_clip), or the tensors themselves.
+        card: text of the model card.
+        origin: folder, repository or file they came from, for messages.
+    """
+
+    config: ModelConfig
+    adapter: Mapping[str, Tensor]
+    backbone: Path | Mapping[str, Tensor]
+    card: str = ""
+    origin: str = ""
+
+    def backbone_state(self) -> dict[str, Tensor]:
+        """The base weights by their open_clip names."""
+        if isinstance(self.backbone, Path):
+            return {k: v for k, v in read_tensors(self.backbone).items()}
+        return dict(self.backbone)
+
+    def build(self) -> QualityCLIP:
+        """Makes the model in float32 on the CPU, in eval mode.
+
+        Raises:
+            WeightsError: tensors are unknown, missing or of the wrong shape.
+        """
+        model = QualityCLIP(self.config)
+        expected = model.state_dict()
+        state = {f"clip.{name}": tensor for name, tensor in self.backbone_state().items()}
+        state.update(self.adapter)
+        unknown = sorted(set(state) - set(expected))
+        missing = sorted(set(expected) - set(state))
+        misshapen = [
+            f"{k} (expected {list(expected[k].shape)}, got {list(state[k].shape)})"
+            for k in sorted(set(state) & set(expected))
+            if state[k].shape != expected[k].shape
+        ]
+        problems = [
+            f"{what} tensors: {_some(names)}"
+            for what, names in (("unknown", unknown), ("missing", missing), ("mis-shaped", misshapen))
+            if names
+        ]
+        if problems:
+            raise WeightsError("; ".join(problems), path=self.origin or None)
+        model.load_state_dict({k: v.to(torch.float32) for k, v in state.items()})
+        return model.eval()
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the folder; each file appears complete or not at all, ``config.json`` last."""
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            config = self.config
+            if not isinstance(self.backbone, Path) or config.backbone.repo is None:
+                with _replacing(folder / BACKBONE) as temporary:
+                    if isinstance(self.backbone, Path):
+                        shutil.copyfile(self.backbone, temporary)
+                    else:
+                        _save(self.backbone, temporary)
+                local = dataclasses.replace(
+                    config.backbone,
+                    repo=None,
+                    filename=None,
+                    revision=None,
+                    sha256=hub.sha256_of(folder / BACKBONE),
+                )
+                config = dataclasses.replace(config, backbone=local)
+            with _replacing(folder / ADAPTER) as temporary:
+                _save(self.adapter, temporary)
+            for name, text in ((CARD, self.card), (CONFIG, config.to_json())):
+                with _replacing(folder / name) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise WeightsError(f"cannot write weights: {reason}", path=folder) from error
+        return folder
+
+
+class _replacing:
+    """Context manager: write to a temporary sibling, then move it over the target in one step."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __enter__(self) -> Path:
+        handle, name = tempfile.mkstemp(dir=self.target.parent, prefix=f".{self.target.name}.")
+        os.close(handle)
+        os.chmod(name, 0o644)
+        self.temporary = Path(name)
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            os.replace(self.temporary, self.target)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file(
+        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+        path,
+        metadata={"format": "pt"},
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; `WeightsError` when it is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise WeightsError("the file is missing", path=path) from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"not a readable safetensors file: {error}", path=path) from error
+
+
+def load(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Weights:
+    """Finds and reads weights.
+
+    Args:
+        source: a folder, the name of a bundled model, a Hub repository id, or None for the bundled default.
+            An existing folder wins over a bundled name, which wins over a repository.
+        revision: branch, tag or commit of the repository.
+        token: Hub token, or True for the stored one.
+        cache_dir: cache folder instead of the Hub client's own.
+        local_files_only: never use the network.
+
+    Raises:
+        HubError: the repository or a file of it cannot be had.
+        WeightsError: the folder is incomplete or damaged.
+        ConfigError: ``config.json`` is not as expected.
+    """
+    name = os.fspath(source) if source is not None else DEFAULT_MODEL
+    folder = Path(name)
+    if source is None or (not folder.exists() and (BUNDLED / name / CONFIG).is_file()):
+        folder = BUNDLED / name
+    if folder.is_dir():
+        files = {f: folder / f for f in (CONFIG, ADAPTER, BACKBONE, CARD)}
+    elif folder.is_file():
+        raise WeightsError(
+            "is a file, not a weights folder",
+            path=folder,
+            hint="An official .pt checkpoint must be converted first",
+        )
+    elif source is None:
+        raise WeightsError("the bundled model is missing", path=folder, hint="Install grmp_score again")
+    elif not hub.looks_like_repo(name):
+        raise WeightsError("no such folder, and not the form of a Hub repository id (owner/name)", path=name)
+    else:
+        files = {}
+
+    def file(filename: str) -> Path:
+        if files:
+            if not files[filename].is_file():
+                raise WeightsError(f"not a weights folder: {filename} is missing", path=folder)
+            return files[filename]
+        return hub.fetch_file(
+            name,
+            filename,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+
+    config_file = file(CONFIG)
+    config = ModelConfig.from_json(_read_text(config_file), path=str(config_file))
+    adapter = read_tensors(file(ADAPTER))
+    base = config.backbone
+    if base.repo is None:
+        backbone_file = file(BACKBONE)
+    else:
+        backbone_file = hub.fetch_file(
+            base.repo,
+            base.filename or OPEN_CLIP_FILE,
+            revision=base.revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+    hub.check_sha256(backbone_file, base.sha256)
+    try:
+        card = _read_text(file(CARD))
+    except (WeightsError, HubError):
+        card = ""  # a card is for people; weights work without one
+    return Weights(config, adapter, backbone_file, card, origin=name)
+
+
+#: File with the base weights in open_clip's own Hub repositories.
+OPEN_CLIP_FILE = "open_clip_model.safetensors"
+
+
+def load_base(source: str) -> Weights:
+    """A backbone to train on: that of any weights (see `load`), or ``NAME:TAG`` of open_clip, e.g.
+    ``"ViT-B-16-quickgelu:openai"``, fetched from the Hub with its checksum recorded.
+
+    Raises:
+        HubError, WeightsError, ConfigError: as for `load`.
+    """
+    name, separator, tag = source.partition(":")
+    if not separator or Path(source).exists():
+        return load(source)
+    repo = backbone.pretrained_repo(name, tag)
+    file = hub.fetch_file(repo, OPEN_CLIP_FILE)
+    base = Backbone(
+        model_cfg=backbone.architecture(name),
+        name=source,
+        repo=repo,
+        filename=OPEN_CLIP_FILE,
+        sha256=hub.sha256_of(file),
+    )
+    return Weights(ModelConfig(name=source, backbone=base), {}, file, origin=source)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"cannot read it: {error}", path=path) from error
+
+
+def adapter_of(model: QualityCLIP, names: list[str], *, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """The tensors of ``adapter.safetensors``: prompts, stored text features, and the named parameters.
+
+    Args:
+        model: its `refresh_text` must have been called after the last change.
+        names: further parameters of `QualityCLIP` that were trained.
+        dtype: of the large tensors; text features and prompts stay float32.
+    """
+    state = model.state_dict()
+    small = [k for k in state if not k.startswith("clip.")]
+    return {k: state[k].float() for k in small} | {k: state[k].to(dtype) for k in names}
