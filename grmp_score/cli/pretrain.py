@@ -1,0 +1,146 @@
+"""``grmp-score pretrain``"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from grmp_score.cli.progress import progress_bar
+from grmp_score.errors import GrmpScoreError, MissingExtraError
+
+
+@click.command()
+@click.option(
+    "--references",
+    type=click.Path(path_type=Path),
+    help="Folder of clean photos; distorted and labelled here.",
+)
+@click.option("--kadid10k", type=click.Path(path_type=Path), help="KADID-10k as distributed (dmos.csv, images/).")
+@click.option(
+    "--tid2013", type=click.Path(path_type=Path), help="TID2013 as distributed (mos_with_names.txt, ...)."
+)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write."
+)
+@click.option(
+    "-m",
+    "--model",
+    default="mini",
+    show_default=True,
+    help="Whose backbone to start from, or NAME:TAG of open_clip (ViT-B-16-quickgelu:openai).",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["meta", "ordinary"]),
+    default="meta",
+    show_default=True,
+    help="Meta-learning, or plain training on the pooled tasks.",
+)
+@click.option(
+    "--train",
+    type=click.Choice(["prompts", "text", "visual", "blocks"]),
+    default="prompts",
+    show_default=True,
+    help="What is trained; blocks: prompts and the last four image blocks.",
+)
+@click.option(
+    "--n-visual", type=click.IntRange(0), default=8, show_default=True, help="Visual prompt tokens per block."
+)
+@click.option("--epochs", type=click.IntRange(1), default=50, show_default=True, help="Passes over all tasks.")
+@click.option(
+    "--tasks-per-step", type=click.IntRange(1), default=5, show_default=True, help="k, tasks per outer step."
+)
+@click.option(
+    "--inner-steps",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Support/query step pairs per task.",
+)
+@click.option("--inner-lr", type=float, default=1e-4, show_default=True, help="alpha (Adam).")
+@click.option("--block-lr", type=float, default=1e-5, show_default=True, help="Learning rate of the blocks.")
+@click.option("--outer-lr", type=float, default=1e-2, show_default=True, help="beta.")
+@click.option(
+    "--support-batch", type=click.IntRange(1), default=75, show_default=True, help="Images per support step."
+)
+@click.option("--query-batch", type=click.IntRange(1), default=50, show_default=True, help="Images per query step.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
+@click.option(
+    "--jobs", type=click.IntRange(1), default=None, help="Processes that prepare images.  [default: cores]"
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
+def command(
+    references: Path | None,
+    kadid10k: Path | None,
+    tid2013: Path | None,
+    output: Path,
+    model: str,
+    n_visual: int,
+    jobs: int | None,
+    device: str,
+    resume: bool,
+    **settings: Any,
+) -> None:
+    """Stage 1: meta-learn prompts over distortion types.
+
+    Give at least one source.  --references needs no data set and no licence: your clean photos are distorted
+    in 30 ways at 5 levels and labelled by full-reference metrics.  The folder gets the weights, the prepared
+    crops, a checkpoint, log.csv and log.png.
+
+    \b
+    Examples:
+      grmp-score pretrain --references clean/ -o my-stage1
+      grmp-score pretrain --tid2013 TID2013/ --kadid10k KADID-10k/ -m ViT-B-16-quickgelu:openai -o stage1
+    """
+    if not (references or kadid10k or tid2013):
+        raise click.UsageError("give at least one of --references, --kadid10k, --tid2013")
+    from grmp_score import weights
+    from grmp_score.config import PromptConfig
+    from grmp_score.scorer import pick_device
+    from grmp_score.trainer import prepared, pretrain, sources
+    from grmp_score.trainer.meta import LogRow, MetaConfig, MetaTrainer
+
+    meta = MetaConfig(**settings)
+    if (output / weights.CONFIG).exists() and not resume:
+        raise GrmpScoreError("already holds weights", path=output, hint="Choose another folder")
+    if (output / pretrain.CHECKPOINT).exists() and not resume:
+        raise GrmpScoreError("holds a stopped run", path=output, hint="Add --resume, or choose another folder")
+    items = []
+    if tid2013:
+        items += sources.tid2013_items(tid2013)
+    if kadid10k:
+        items += sources.kadid10k_items(kadid10k)
+    if references:
+        items += sources.references_items(references)
+    base = weights.load_base(model)
+    config = pretrain.base_config(base, name=output.name, prompts=PromptConfig(n_visual=n_visual))
+    with progress_bar("Preparing", len(sources.by_reference(items)), unit="references") as advance:
+        data = prepared.prepare(
+            items,
+            output / "prepared",
+            patch_size=config.preprocess.patch_size,
+            jobs=jobs or os.cpu_count() or 1,
+            progress=lambda *_: advance(1),
+        )
+    rows: list[LogRow] = []
+    steps = meta.epochs * -(-len(data.tasks()) // meta.tasks_per_step)
+    with progress_bar("Training", steps, unit="steps") as advance:
+
+        def on_step(trainer: MetaTrainer, row: LogRow) -> None:
+            advance(row.step - (rows[-1].step if rows else 0))
+            rows[:] = trainer.log
+
+        trained = pretrain.pretrain(
+            config, base, data, meta, output, resume=resume, device=str(pick_device(device)), on_step=on_step
+        )
+    trained.save(output)
+    try:
+        if rows:  # a run that was already at its end keeps its plot
+            pretrain.plot_log(rows, output / pretrain.PLOT)
+    except MissingExtraError as error:
+        click.echo(f"Note: {error}", err=True)
+    click.echo(f"wrote {output}; use it with: grmp-score PATHS --model {output}", err=True)

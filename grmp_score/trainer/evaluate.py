@@ -1,0 +1,99 @@
+"""How well a model orders distorted references it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from grmp_score.metrics import srcc
+from grmp_score.model import QualityCLIP, p_high
+from grmp_score.trainer.meta import to_patches
+from grmp_score.trainer.prepared import Prepared
+from grmp_score.trainer.sources import CLEAN
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Agreement with the labels on held-out references.
+
+    Attributes:
+        overall: SRCC over all their versions.
+        per_task: SRCC within each task (all its levels and references, clean ones included).
+        clean: p(high) of the clean references, ascending.
+        heavy: p(high) of the level-5 versions, ascending.
+        images: number of images.
+    """
+
+    overall: float
+    per_task: dict[str, float]
+    clean: NDArray[np.float64]
+    heavy: NDArray[np.float64]
+    images: int
+
+    @property
+    def mean_per_task(self) -> float:
+        """Mean SRCC over the tasks."""
+        return float(np.mean(list(self.per_task.values())))
+
+
+@torch.inference_mode()
+def predict(
+    model: QualityCLIP,
+    data: Prepared,
+    indices: NDArray[np.int64],
+    *,
+    views: Sequence[int] = (0, 1, 2),
+    batch_size: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float64]:
+    """p(high) [n] of prepared items, mean over the given crops of each."""
+    model.eval()
+    text = model.encode_quality()
+    device = text.device
+    result = np.zeros(len(indices))
+    pairs = [(row, i, k) for row, i in enumerate(indices) for k in views]
+    for start in range(0, len(pairs), batch_size):
+        chunk = pairs[start : start + batch_size]
+        patches = to_patches(np.stack([data.crops[i, k] for _, i, k in chunk]), model).to(device)
+        values = p_high(model.quality_logits(model.encode_image(patches), text)).cpu().numpy()
+        for (row, _, _), value in zip(chunk, values, strict=True):
+            result[row] += value / len(views)
+        if progress is not None:
+            progress(min(start + batch_size, len(pairs)), len(pairs))
+    return result
+
+
+def evaluate(
+    model: QualityCLIP,
+    data: Prepared,
+    references: Sequence[str],
+    *,
+    views: Sequence[int] = (0, 1, 2),
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Scores all versions of some references and compares with their labels."""
+    wanted = set(references)
+    indices = np.array(
+        [i for i, t in enumerate(data.items) if f"{t.task.split('/')[0]}/{t.reference}" in wanted],
+        dtype=np.int64,
+    )
+    predicted = predict(model, data, indices, views=views, progress=progress)
+    labels = data.labels[indices]
+    position = {int(i): row for row, i in enumerate(indices)}
+    per_task = {}
+    for task in data.tasks():
+        rows = [position[int(i)] for i in data.indices(task, references)]
+        per_task[task] = srcc(predicted[rows], labels[rows])
+    groups = np.array([data.items[i].group for i in indices])
+    levels = np.array([data.items[i].level for i in indices])
+    return Evaluation(
+        srcc(predicted, labels),
+        per_task,
+        np.sort(predicted[groups == CLEAN]),
+        np.sort(predicted[levels == 5]),
+        len(indices),
+    )
