@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+#: Patches side by side beyond which a thin image is not enlarged; bounds the memory for a 8000x1 image.
+_MAX_ENLARGED = 40
+
 _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -54,7 +57,8 @@ def normalise(values: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
 
 def resize(image: Image.Image, preprocess: Preprocess, scale: float = 1.0) -> Image.Image:
     """Applies the resize rule and then ``scale``, in one resampling; an image smaller than a patch is enlarged,
-    keeping its aspect ratio, until its shorter side is the patch size."""
+    keeping its aspect ratio, until its shorter side is the patch size (an image thinner than 1:40 loses its ratio:
+    its longer side is not enlarged beyond 40 patches)."""
     width, height = image.size
     if preprocess.resize == "exact":
         assert preprocess.size is not None
@@ -63,9 +67,11 @@ def resize(image: Image.Image, preprocess: Preprocess, scale: float = 1.0) -> Im
         assert preprocess.size is not None
         if min(width, height) > preprocess.size:
             width, height = _scaled_to_shorter(width, height, preprocess.size)
-    width, height = round(width * scale), round(height * scale)
+    width, height = max(1, round(width * scale)), max(1, round(height * scale))
     if min(width, height) < preprocess.patch_size:
+        longest = max(width, height, _MAX_ENLARGED * preprocess.patch_size)
         width, height = _scaled_to_shorter(width, height, preprocess.patch_size)
+        width, height = min(width, longest), min(height, longest)
     if (width, height) == image.size:
         return image
     if preprocess.antialias:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from grmp_score.config import SCENES
 from grmp_score.tokenizer import Tokenizer
 
 from .pairs import Pair
-from .scenes import SCENES, class_captions, class_scene, kind_captions, scene_captions
+from .scenes import class_captions, class_scene, kind_captions, scene_captions
 
 if TYPE_CHECKING:
     import torch

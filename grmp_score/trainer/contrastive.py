@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grmp_score.config import SCENES
 from grmp_score.errors import ConfigError
 from grmp_score.tokenizer import Tokenizer, make_tokenizer
 
 from .captions import CaptionSet, draw
 from .pairs import Pair, PairFeatures, encode_pairs, image_tower, read_pairs
-from .scenes import SCENES, class_scene, scene_prompts
+from .scenes import class_scene, scene_prompts
 from .zero_shot import encode_texts, measure, prompt_cosine
 
 if TYPE_CHECKING:

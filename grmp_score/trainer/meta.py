@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -371,8 +370,3 @@ def write_log(rows: list[LogRow], path: Path) -> None:
         writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(LogRow)])
         writer.writeheader()
         writer.writerows(dataclasses.asdict(row) for row in rows)
-
-
-def config_json(config: MetaConfig) -> str:
-    """The settings as one line of JSON."""
-    return json.dumps(dataclasses.asdict(config))

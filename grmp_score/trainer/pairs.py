@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
+from grmp_score.config import SCENES
 from grmp_score.errors import DataError
 
-from .scenes import NIGHT, SCENES, class_scene
+from .scenes import NIGHT, class_scene
 
 if TYPE_CHECKING:
     import torch

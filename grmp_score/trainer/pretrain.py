@@ -55,6 +55,7 @@ def pretrain(
     folder: str | Path,
     *,
     references: list[str] | None = None,
+    start: Weights | None = None,
     resume: bool = False,
     device: str = "cpu",
     on_step: Callable[[MetaTrainer, LogRow], None] | None = None,
@@ -68,13 +69,17 @@ def pretrain(
         meta: settings.
         folder: for ``checkpoint.pt``, ``log.csv`` and ``log.png``.
         references: references to train on; all by default.
+        start: weights of an earlier run to go on from, instead of fresh prompts; same backbone and prompts.
         resume: continue from ``folder/checkpoint.pt`` if there is one.
         device: where to compute.
         on_step: called after each outer step.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model = new_model(config, base.backbone_state(), seed=meta.seed)
+    if start is None:
+        model = new_model(config, base.backbone_state(), seed=meta.seed)
+    else:
+        model = dataclasses.replace(start, config=config).build()
     trainer = MetaTrainer(model, data, meta, references=references, device=device)
     checkpoint = folder / CHECKPOINT
     if resume and checkpoint.is_file():

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from grmp_score.config import SCENES
 from grmp_score.tokenizer import Tokenizer
 
 from .pairs import Pair, PairFeatures
-from .scenes import SCENES, class_scene, scene_prompts
+from .scenes import class_scene, scene_prompts
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP

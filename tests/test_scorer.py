@@ -1,0 +1,259 @@
+"""`Scorer`: the same image always scores the same, and one bad file never ends a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import grmp_score
+from grmp_score.config import ModelConfig
+from grmp_score.errors import ConfigError, ImageReadError
+from grmp_score.model import p_high
+from grmp_score.patches import make_patches
+from grmp_score.scorer import Score, Scorer
+from grmp_score.weights import Weights
+
+from .conftest import Photo, random_weights
+
+
+@pytest.fixture
+def scorer(tiny_weights: Weights) -> Scorer:
+    """A scorer with the tiny random model."""
+    return Scorer(tiny_weights, device="cpu", workers=2)
+
+
+@pytest.fixture
+def images(photo: Photo) -> list[Image.Image]:
+    """32 different pictures of several sizes."""
+    return [photo(40 + 3 * i, 35 + 7 * (i % 5), seed=i) for i in range(32)]
+
+
+def test_score_is_the_models_mean(scorer: Scorer, photo: Photo) -> None:
+    """The value is the mean of p(high) over the patches that the preprocessing cuts."""
+    image = photo()
+    with torch.inference_mode():
+        by_hand = p_high(scorer.model(make_patches(image, scorer.preprocess)).double())
+    score = scorer.score(image)
+    assert score.patch_values == tuple(by_hand.tolist())
+    assert score.value == pytest.approx(by_hand.mean().item(), abs=1e-12)
+    assert (score.width, score.height, score.path, score.error) == (80, 60, None, None)
+    assert score.value is not None and 0 <= score.value <= 1
+
+
+def test_scores_differ_between_pictures(scorer: Scorer, images: list[Image.Image]) -> None:
+    """The random model is no constant, so that the equalities below mean something."""
+    values = [score.value for score in scorer.score_many(images)]
+    assert len(set(values)) == 32
+    assert statistics.stdev(v for v in values if v is not None) > 0.01
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 32, 100])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_an_image_scores_the_same_in_any_company(
+    tiny_weights: Weights, scorer: Scorer, images: list[Image.Image], batch_size: int, workers: int
+) -> None:
+    """Alone, in any batch, in any order and with any number of threads the score is exactly the same."""
+    alone = [scorer.score(image) for image in images]
+    other = Scorer(tiny_weights, device="cpu", batch_size=batch_size, workers=workers)
+    assert list(other.score_many(images)) == alone
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(batch_size)).tolist()
+    assert list(other.score_many(images[i] for i in order)) == [alone[i] for i in order]
+
+
+def test_a_joined_pass_agrees(scorer: Scorer, images: list[Image.Image]) -> None:
+    """Patches of many images in one pass, as on a GPU, give the same numbers to rounding."""
+    patches = torch.cat([make_patches(image, scorer.preprocess) for image in images])
+    with torch.inference_mode():
+        together = p_high(scorer.model(patches).double()).view(32, -1).mean(dim=1)
+    alone = [score.value for score in scorer.score_many(images)]
+    torch.testing.assert_close(together, torch.tensor(alone, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["a.png", "b.bmp", "c.tiff", "d.ppm", "e.webp", "no extension"])
+def test_name_and_lossless_format_do_not_matter(scorer: Scorer, photo: Photo, tmp_path: Path, name: str) -> None:
+    """The same pixels score the same under any name and in any lossless format."""
+    path = tmp_path / name
+    fmt = {"bmp": "BMP", "tiff": "TIFF", "ppm": "PPM", "webp": "WEBP"}.get(name.split(".")[-1], "PNG")
+    photo().save(path, fmt, **({"lossless": True} if fmt == "WEBP" else {}))
+    from_file, from_memory = scorer.score(path), scorer.score(photo())
+    assert dataclasses.replace(from_file, path=None) == from_memory
+    assert from_file.path == str(path)
+
+
+def test_upright_size_and_score(scorer: Scorer, photo: Photo) -> None:
+    """A turned photo with its EXIF tag scores as the upright one, with the upright size."""
+    image = photo(80, 60)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    image.transpose(Image.Transpose.ROTATE_90).save(buffer, "PNG", exif=exif)
+    turned = scorer.score(buffer.getvalue())
+    assert turned == scorer.score(image)
+    assert (turned.width, turned.height) == (80, 60)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_statistics(values: list[float]) -> None:
+    """Mean, sample deviation and standard error are those of the patch values; one patch has no spread."""
+    score = Score.from_patches(tuple(values), path="x", width=1, height=2)
+    assert score.value == pytest.approx(statistics.fmean(values), abs=1e-12)
+    std = statistics.stdev(values) if len(values) > 1 else 0.0
+    assert score.std == pytest.approx(std, abs=1e-9)
+    assert score.standard_error == pytest.approx(std / math.sqrt(len(values)), abs=1e-9)
+    assert score.patch_values == tuple(values)
+    assert score.value is not None and min(values) - 1e-15 <= score.value <= max(values) + 1e-15
+
+
+# -------------------------------------------------------------------------- errors
+
+
+def test_errors_are_values_in_order(scorer: Scorer, photo: Photo, tmp_path: Path) -> None:
+    """Bad files give a score with the reason and no value, in their place; the rest is scored."""
+    good = tmp_path / "good.png"
+    photo().save(good)
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:300])
+    (tmp_path / "text.jpg").write_text("text")
+    (tmp_path / "empty.jpg").touch()
+    names = ["missing.png", "good.png", "cut.png", "good.png", "text.jpg", "empty.jpg", "good.png", "."]
+    scores = list(scorer.score_many(tmp_path / name for name in names))
+    assert [score.path for score in scores] == [str(tmp_path / name) for name in names]
+    for name, score in zip(names, scores, strict=True):
+        if name == "good.png":
+            assert score.value == scorer.score(good).value and score.error is None
+        else:
+            assert score.error and (score.value, score.std, score.standard_error) == (None, None, None)
+            assert score.patch_values == () and score.width is None and str(tmp_path) not in score.error
+    assert scores[0].error == "no such file"
+
+
+def test_only_bad_inputs(scorer: Scorer) -> None:
+    """A stream without one readable image, and an empty one, end in order."""
+    assert [score.value for score in scorer.score_many(["/no/1.png", b"", b"x", None])] == [None] * 4  # type: ignore[list-item]
+    assert list(scorer.score_many([])) == []
+
+
+def test_a_single_bad_image_raises(scorer: Scorer, tmp_path: Path) -> None:
+    """Asked for one image, the scorer raises."""
+    with pytest.raises(ImageReadError, match="no such file"):
+        scorer.score(tmp_path / "x.png")
+
+
+# ----------------------------------------------------------------------- streaming
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (4, 2)])
+def test_streaming_is_lazy_and_bounded(tiny_weights: Weights, photo: Photo, batch_size: int, workers: int) -> None:
+    """Nothing is read before the first score is asked for, and never more than a few images ahead."""
+    scorer = Scorer(tiny_weights, device="cpu", batch_size=batch_size, workers=workers)
+    image, taken = photo(), 0
+
+    def endless() -> Iterator[Image.Image]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield image
+
+    stream = scorer.score_many(endless())
+    assert taken == 0
+    for given_back in range(1, 30):
+        next(stream)
+        assert taken - given_back <= workers + 2 * batch_size
+    stream.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("grmp-score-read")]
+
+
+def test_a_failing_source_is_not_swallowed(scorer: Scorer, photo: Photo) -> None:
+    """An error of the caller's own iterator reaches the caller, and the threads end."""
+
+    def failing() -> Iterator[Image.Image]:
+        yield photo()
+        raise RuntimeError("the list is broken")
+
+    with pytest.raises(RuntimeError, match="the list is broken"):
+        list(scorer.score_many(failing()))
+    assert not [t for t in threading.enumerate() if t.name.startswith("grmp-score-read")]
+
+
+# ------------------------------------------------------------------------ settings
+
+
+def test_patches_override(tiny_weights: Weights, photo: Photo, tmp_path: Path) -> None:
+    """Another number of patches is used and saved, and leaves the weights it was made of."""
+    scorer = Scorer(tiny_weights, device="cpu", patches=7)
+    assert len(scorer.score(photo()).patch_values) == 7
+    assert scorer.config.preprocess.patches == 4 and tiny_weights.config.preprocess.patches == 4
+    again = Scorer.from_pretrained(scorer.save_pretrained(tmp_path / "w"), device="cpu")
+    assert again.score(photo()) == scorer.score(photo())
+    back = Scorer.from_pretrained(tmp_path / "w", device="cpu", patches=4)
+    assert back.score(photo()) == Scorer(tiny_weights, device="cpu").score(photo())
+
+
+def test_a_center_layout_with_more_patches(tiny_config: ModelConfig, photo: Photo) -> None:
+    """More patches than the one in the middle become random ones."""
+    preprocess = dataclasses.replace(tiny_config.preprocess, patches=1, layout="center")
+    weights = random_weights(dataclasses.replace(tiny_config, preprocess=preprocess))
+    one, more = Scorer(weights, device="cpu"), Scorer(weights, device="cpu", patches=3)
+    assert len(one.score(photo()).patch_values) == 1 and one.score(photo()).std == 0.0
+    assert len(more.score(photo()).patch_values) == 3
+
+
+@pytest.mark.parametrize("setting", ["patches", "batch_size", "workers"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_numbers_below_one(tiny_weights: Weights, setting: str, value: int) -> None:
+    """Zero patches, images or threads are refused."""
+    with pytest.raises(ConfigError, match="at least"):
+        Scorer(tiny_weights, device="cpu", **{setting: value})  # type: ignore[arg-type]
+
+
+def test_devices(tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown device, and one that is not there, are refused; auto takes the best that is there."""
+    with pytest.raises(ConfigError, match="unknown device 'gpu0'"):
+        Scorer(tiny_weights, device="gpu0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for name in ("cuda", "cuda:1", "mps"):
+        with pytest.raises(ConfigError, match="no usable") as caught:
+            Scorer(tiny_weights, device=name)
+        assert "cpu" in str(caught.value.hint)
+    assert Scorer(tiny_weights).device == torch.device("cpu")
+
+
+def test_the_model_is_frozen(scorer: Scorer) -> None:
+    """Scoring weights do not ask for gradients."""
+    assert not any(p.requires_grad for p in scorer.model.parameters()) and not scorer.model.training
+
+
+# -------------------------------------------------------------------------- import
+
+
+def test_import_is_light() -> None:
+    """Importing the package loads neither torch nor open_clip nor the Hub's client; asking for Scorer does."""
+    code = (
+        "import sys, grmp_score; dir(grmp_score); "
+        "heavy = {'torch', 'open_clip', 'huggingface_hub', 'numpy', 'PIL'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_public_names() -> None:
+    """Everything in `__all__` is there, and nothing that is not."""
+    assert grmp_score.Scorer is Scorer and grmp_score.Score is Score
+    assert set(grmp_score.__all__) <= set(dir(grmp_score))
+    assert all(getattr(grmp_score, name) is not None for name in grmp_score.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Skorer'"):
+        _ = grmp_score.Skorer
