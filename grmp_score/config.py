@@ -98,12 +98,15 @@ class PromptConfig:
             0 switches them off.
         prompt_norm: whether an extra LayerNorm (eps 1e-6) follows the last block, as in the authors' code.
         classes: the two class phrases, best first.
+        quality_scale: factor on the quality logits besides 1/tau, to spread p(high) over 0..1; 1 in paper and code.
+            It leaves the scene logits, and the order of two patches, as they are.
     """
 
     n_ctx: int = 4
     n_visual: int = 0
     prompt_norm: bool = False
     classes: tuple[str, str] = ("high quality", "low quality")
+    quality_scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,8 @@ class QualityCLIP(nn.Module):
     def quality_logits(self, image_features: Tensor, text_features: Tensor | None = None) -> Tensor:
         """Image features [B, D] -> logits [B, 2], columns high, low."""
         text = self.text_features if text_features is None else text_features
-        logits: Tensor = self.clip.logit_scale.exp() * image_features @ text.T
+        scale = self.config.prompts.quality_scale * self.clip.logit_scale.exp()
+        logits: Tensor = scale * image_features @ text.T
         return logits
 
     def scene_logits(self, image_features: Tensor, scene_features: Tensor | None = None) -> Tensor:

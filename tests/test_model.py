@@ -15,6 +15,7 @@ from grmp_score import backbone
 from grmp_score.config import SCENES, Backbone, ModelConfig, PromptConfig
 from grmp_score.errors import ConfigError
 from grmp_score.model import QualityCLIP, p_high, quality_loss
+from grmp_score.weights import Weights
 
 from .conftest import TINY_CLIP, randomise
 
@@ -282,6 +283,16 @@ def test_loss_pulls_towards_the_label(label: float) -> None:
         assert logits.grad is not None
         wanted = p_high(logits.detach()).item() - label
         torch.testing.assert_close(logits.grad, torch.tensor([[wanted, -wanted]]))
+
+
+def test_quality_scale_spreads_quality_and_leaves_scenes(tiny_config: ModelConfig, tiny_weights: Weights) -> None:
+    """A factor on the quality logits scales them exactly; scene logits and the order of patches stay."""
+    prompts = dataclasses.replace(tiny_config.prompts, quality_scale=2.5)
+    config = dataclasses.replace(tiny_config, prompts=prompts)
+    plain, scaled = tiny_weights.build(), dataclasses.replace(tiny_weights, config=config).build()
+    features = plain.encode_image(torch.rand(3, 3, 32, 32)).detach()
+    assert torch.allclose(scaled.quality_logits(features), 2.5 * plain.quality_logits(features))
+    assert torch.equal(scaled.scene_logits(features), plain.scene_logits(features))
 
 
 def test_scene_logits(tiny_config: ModelConfig, patches: Tensor) -> None:

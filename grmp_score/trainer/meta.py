@@ -48,6 +48,8 @@ class MetaConfig:
             as the authors' code does in its TID2013 half, which needs far fewer steps.
         inner_lr: alpha, learning rate of the prompts (Adam).
         block_lr: learning rate of the adapted blocks, with ``train="blocks"``.
+        warm_up: outer steps over which both inner learning rates rise to their value; Adam's first steps have the
+            full size in every parameter, which millions of pre-trained ones do not bear.
         outer_lr: beta, share of the way from theta to the mean of the adapted parameters.
         outer_lr_end: beta falls linearly to this share of its start.
         support_batch: images per support step.
@@ -64,6 +66,7 @@ class MetaConfig:
     adam: Literal["fresh", "kept"] = "fresh"
     inner_lr: float = 1e-4
     block_lr: float = 1e-5
+    warm_up: int = 0
     outer_lr: float = 1e-2
     outer_lr_end: float = 1.0
     support_batch: int = 75
@@ -198,6 +201,8 @@ class MetaTrainer:
             self.model.train()
             torch.manual_seed(self.config.seed * 1_000_003 + self.step)
             rng = np.random.default_rng([self.config.seed, self.step])
+            if self._kept is not None:
+                self._set_rates(self._kept)
             tasks = self._tasks_of_step()
             run_step = self._meta_step if self.config.method == "meta" else self._ordinary_step
             support_loss, query_loss = run_step(tasks, rng)
@@ -241,9 +246,6 @@ class MetaTrainer:
         assert self._kept is not None
         support = np.concatenate([self.pools[t][0] for t in self.tasks])
         query = np.concatenate([self.pools[t][1] for t in self.tasks])
-        factor = self._outer_lr() / self.config.outer_lr
-        for group in self._kept.param_groups:
-            group["lr"] = group["base_lr"] * factor
         losses = [self._adapt(support, query, rng, self._kept) for _ in tasks]
         self.theta = self._current()
         mean = np.mean(losses, axis=0)
@@ -300,7 +302,17 @@ class MetaTrainer:
             for params, lr in ((prompts, self.config.inner_lr), (blocks, self.config.block_lr))
             if params
         ]
-        return torch.optim.Adam(groups)
+        optimizer = torch.optim.Adam(groups)
+        self._set_rates(optimizer)
+        return optimizer
+
+    def _set_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        """Warm-up; ordinary training, which has no outer step, decays its rate as meta-learning decays beta."""
+        factor = min(1.0, (self.step + 1) / max(1, self.config.warm_up))
+        if self.config.method == "ordinary":
+            factor *= self._outer_lr() / self.config.outer_lr
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
 
     def _current(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.parameters.items()}
