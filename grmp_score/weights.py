@@ -123,12 +123,12 @@ class _replacing:
     def __enter__(self) -> Path:
         handle, name = tempfile.mkstemp(dir=self.target.parent, prefix=f".{self.target.name}.")
         os.close(handle)
-        os.chmod(name, 0o644)
         self.temporary = Path(name)
         return self.temporary
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
+            os.chmod(self.temporary, 0o644)  # whatever the writer made of it
             os.replace(self.temporary, self.target)
         else:
             self.temporary.unlink(missing_ok=True)
