@@ -90,17 +90,19 @@ class TableWriter:
         self._scores.append(score)
 
     def close(self) -> None:
+        from rich.cells import cell_len
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, title_justify="left", caption_justify="left")
-        table.add_column("image", overflow="fold")
-        table.add_column("score", justify="right")
-        table.add_column("", no_wrap=True)
-        table.add_column("± std. error", justify="right")
-        table.add_column("pixels", justify="right")
         names = _short_names([s.path or "" for s in self._scores])
+        # Long reasons of errors must not squeeze the names; very long names still fold.
+        table.add_column("image", overflow="fold", min_width=min(30, max((cell_len(n) for n in names), default=0)))
+        table.add_column("score", justify="right", no_wrap=True)
+        table.add_column("", min_width=20)  # a bar, or a reason that wraps
+        table.add_column("± std. error", justify="right", no_wrap=True)
+        table.add_column("pixels", justify="right", no_wrap=True)
         for name, s in zip(names, self._scores, strict=True):
             if s.value is None or s.standard_error is None:
                 table.add_row(escape(name), "[red]error[/]", f"[red]{escape(s.error or '')}[/]", "", "")
