@@ -12,9 +12,13 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 from grmp_score.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FORMAT_VERSION = 1
 
@@ -27,6 +31,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCENES = ("animal", "cityscape", "human", "indoor", "landscape", "night", "plant", "still-life", "others")
 
 T = TypeVar("T")
+Value = TypeVar("Value", float, "NDArray[np.float64]")
 
 
 @dataclass(frozen=True)
@@ -136,9 +141,12 @@ class Backbone:
 class LabelScale:
     """The scale of the labels that p(high) was trained on.
 
+    Both directions are straight lines through the two ends and go on beyond them: a label outside of the training
+    labels' range has a unit value outside of 0..1.
+
     Attributes:
-        minimum: label that p(high) = 0 stands for.
-        maximum: label that p(high) = 1 stands for.
+        minimum: smallest label; p(high) = 0 stands for it, or p(high) = 1 where lower is better.
+        maximum: largest label.
         higher_is_better: False for DMOS-like scales.
     """
 
@@ -150,10 +158,15 @@ class LabelScale:
         if not self.minimum < self.maximum:
             raise ConfigError(f"label scale needs minimum < maximum, got {self.minimum} and {self.maximum}")
 
-    def to_label(self, p_high: float) -> float:
-        """Maps p(high) in 0..1 to the label scale."""
+    def to_label(self, p_high: Value) -> Value:
+        """Maps p(high) in 0..1, a number or an array, to the label scale."""
         good = p_high if self.higher_is_better else 1.0 - p_high
         return self.minimum + good * (self.maximum - self.minimum)
+
+    def to_unit(self, label: Value) -> Value:
+        """Maps labels to the targets y of eq. (3), 0 worst .. 1 best (min-max)."""
+        share = (label - self.minimum) / (self.maximum - self.minimum)
+        return share if self.higher_is_better else 1.0 - share
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -241,6 +242,19 @@ def test_label_scale_in_both_directions(scale: LabelScale, p: float, q: float) -
     sign = 1 if scale.higher_is_better else -1
     if p <= q:
         assert sign * scale.to_label(p) <= sign * scale.to_label(q)
+
+
+@given(scales(), st.lists(st.floats(0, 1), max_size=5))
+def test_label_scale_and_back(scale: LabelScale, shares: list[float]) -> None:
+    """`to_unit` undoes `to_label`, for numbers and arrays; labels beyond the ends go beyond 0 and 1."""
+    labels = scale.to_label(np.array(shares))
+    slack = 1e-9 + 1e-12 * abs(scale.minimum) / (scale.maximum - scale.minimum)
+    np.testing.assert_allclose(scale.to_unit(labels), shares, atol=slack)
+    assert [scale.to_unit(float(label)) for label in labels] == scale.to_unit(labels).tolist()
+    ends = [scale.to_unit(scale.minimum), scale.to_unit(scale.maximum)]
+    assert ends == ([0, 1] if scale.higher_is_better else [1, 0])
+    beyond = scale.to_unit(scale.maximum + 2 * (scale.maximum - scale.minimum))
+    assert beyond > 2 if scale.higher_is_better else beyond < -1
 
 
 def test_configurations_are_frozen() -> None:

@@ -17,6 +17,7 @@ COMMANDS = {
     "score": ("score", "Score images (the default command)."),
     "convert": ("convert", "Convert an official GRMP-IQA .pt checkpoint."),
     "info": ("info", "Show what a set of weights is."),
+    "evaluate": ("evaluate", "Measure how well a model agrees with your own labels."),
     "pretrain": ("pretrain", "Stage 1: meta-learn prompts over distortion types."),
 }
 DEFAULT = "score"

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import codecs
-import contextlib
-import io
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
 
 import click
 
+from grmp_score.cli.options import check_source, open_scorer
+from grmp_score.cli.output import destination
 from grmp_score.cli.progress import progress_bar
 from grmp_score.inputs import find_images
 from grmp_score.report.rows import FORMATS, make_writer
-
-if TYPE_CHECKING:
-    from grmp_score.scorer import Score
 
 
 @click.command()
@@ -86,22 +80,16 @@ def command(
 
     Exit status: 0 everything was scored, 1 something could not be (named in its row), 2 wrong usage.
     """
-    if filename is not None and model is None:
-        raise click.UsageError("--filename needs --model, the folder or repository it lies in")
+    check_source(model, filename)
     files = list(find_images(paths))
     if not files:
         raise click.UsageError(f"no images found in: {', '.join(paths)}")
-    # torch takes seconds to import: after the arguments are known to be right, not before.
-    from grmp_score.scorer import Scorer
-
     warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files become error rows, not warnings
-    options = {"device": device, "patches": patches, "batch_size": batch_size, "workers": workers}
-    if model is None:  # not by its name: a folder of that name must not take its place
-        scorer = Scorer(**options)  # type: ignore[arg-type]
-    else:
-        scorer = Scorer.from_pretrained(model, filename=filename, revision=revision, **options)  # type: ignore[arg-type]
+    scorer = open_scorer(
+        model, filename, revision, device=device, patches=patches, batch_size=batch_size, workers=workers
+    )
     failed = 0
-    with _destination(output) as stream:
+    with destination(output) as stream:
         writer = make_writer(output_format, stream, model=scorer.config.name)
         streaming = output is None and output_format != "table"
         with progress_bar("Scoring", len(files), unit="images", streaming=streaming) as advance:
@@ -113,22 +101,3 @@ def command(
     if failed:
         click.echo(f"{failed} of {len(files)} images could not be scored", err=True)
         sys.exit(1)
-
-
-@contextlib.contextmanager
-def _destination(output: Path | None) -> Iterator[IO[str]]:
-    if output is None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # File names are passed on byte by byte; where the screen cannot show a letter, its code.
-            utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
-            sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
-        yield sys.stdout
-        return
-    try:
-        with open(output, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            yield file
-    except OSError as error:
-        raise click.UsageError(f"cannot write {output}: {error.strerror}") from error
-
-
-__all__ = ["Score", "command"]

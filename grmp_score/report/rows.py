@@ -96,7 +96,7 @@ class TableWriter:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, title_justify="left", caption_justify="left")
-        names = _short_names([s.path or "" for s in self._scores])
+        names = short_names([s.path or "" for s in self._scores])
         # Long reasons of errors must not squeeze the names; very long names still fold.
         table.add_column("image", overflow="fold", min_width=min(30, max((cell_len(n) for n in names), default=0)))
         table.add_column("score", justify="right", no_wrap=True)
@@ -120,7 +120,7 @@ def _bar(value: float) -> str:
     return f"[{colour}]{'█' * filled}[/][dim]{'░' * (20 - filled)}[/]"
 
 
-def _short_names(paths: list[str]) -> list[str]:
+def short_names(paths: list[str]) -> list[str]:
     """Paths without the folder they all share; unprintable characters made visible."""
     folders = {os.path.dirname(p) for p in paths}
     shared = os.path.commonpath([f or "." for f in folders]) if len(folders) and not _mixed(folders) else ""

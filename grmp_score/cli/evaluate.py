@@ -1,0 +1,115 @@
+"""``grmp-score evaluate``"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+from grmp_score.cli.options import check_source, label_options, open_labels, open_scorer
+from grmp_score.cli.output import destination
+from grmp_score.cli.progress import progress_bar
+from grmp_score.report.evaluation import FORMATS, write_json, write_table
+
+
+@click.command()
+@label_options
+@click.option(
+    "-m",
+    "--model",
+    default=None,
+    metavar="MODEL",
+    help="Weights folder, Hub repository (owner/name) or bundled model.  [default: mini, which needs no network]",
+)
+@click.option(
+    "--filename", default=None, metavar="FILE.pt", help="Official checkpoint in that folder or repository."
+)
+@click.option("--revision", default=None, help="Branch, tag or commit of the Hub repository.")
+@click.option("--by", metavar="COLUMN", help="Also measure every group of images with one value in this column.")
+@click.option(
+    "--worst",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="How many of the largest disagreements to list.",
+)
+@click.option(
+    "-f",
+    "--format",
+    "output_format",
+    type=click.Choice(FORMATS),
+    default="table",
+    show_default=True,
+    help="Form of the output.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write to this file, not to the screen.",
+)
+@click.option(
+    "--patches", type=click.IntRange(1), help="Patches per image.  [default: the weights' own, usually 10]"
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the intervals.")
+def command(
+    model: str | None,
+    filename: str | None,
+    revision: str | None,
+    by: str | None,
+    worst: int,
+    output_format: str,
+    output: Path | None,
+    patches: int | None,
+    device: str,
+    seed: int,
+    **label_settings: Any,
+) -> None:
+    """Measure how well a model agrees with your own labels.
+
+    Every labelled image is scored; SRCC, KRCC, PLCC and RMSE say how well the scores follow the labels, with
+    bootstrap 95 % intervals, per group, and with the images on which both differ most.  Use labels that the model
+    was not trained on.
+
+    The CSV may be on any numeric scale.  A column "rater" makes it one row per image and person: the mean opinion
+    is used, and how well the raters agree is reported as the ceiling.
+
+    \b
+    Examples:
+      grmp-score evaluate --labels test.csv
+      grmp-score evaluate --labels test.csv --model my-camera --by camera
+      grmp-score evaluate --labels votes.csv --images photos/ --score-column stars --format json -o result.json
+
+    Exit status: 0 everything was scored, 1 some images could not be (named on stderr), 2 wrong usage or labels.
+    """
+    check_source(model, filename)
+    labels = open_labels(**label_settings)
+    if by is not None:
+        labels.column(by)  # a misspelt name is better found before the scoring
+    warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files are named at the end
+    scorer = open_scorer(model, filename, revision, device=device, patches=patches)
+    from grmp_score.trainer.protocol import evaluate
+
+    with destination(output) as stream:
+        with progress_bar("Scoring", len(labels), unit="images") as advance:
+            result = evaluate(scorer, labels, by, seed, worst, advance)
+        name = scorer.config.name
+        if output_format == "json":
+            write_json(stream, result, labels, model=name, patches=scorer.preprocess.patches, seed=seed, by=by)
+        else:
+            write_table(stream, result, labels, model=name, by=by)
+    if result.unscored:
+        for image in result.unscored:
+            click.echo(f"{labels.source}: row {image.row}: {str(image.path)!r}: {image.error}", err=True)
+        click.echo(f"{len(result.unscored)} of {len(labels)} images could not be scored", err=True)
+        sys.exit(1)

@@ -1,0 +1,87 @@
+"""What several commands share: opening a model, and reading labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from grmp_score.errors import DataError
+
+if TYPE_CHECKING:
+    from grmp_score.scorer import Scorer
+    from grmp_score.trainer.labels import Labels
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def label_options(command: F) -> F:
+    """Adds the options that `open_labels` takes."""
+    options = (
+        click.option(
+            "--labels",
+            required=True,
+            type=click.Path(path_type=Path),
+            help="CSV with a header: a column of images, a column of scores.",
+        ),
+        click.option(
+            "--images",
+            type=click.Path(path_type=Path),
+            help="Folder that relative image paths start from.  [default: the CSV's]",
+        ),
+        click.option("--image-column", help="[default: image, path, file or filename]"),
+        click.option("--score-column", help="[default: mos, score, rating, quality, label or dmos]"),
+        click.option(
+            "--lower-is-better/--higher-is-better",
+            default=None,
+            help="Direction of the scores.  [default: lower for a column named dmos, else higher]",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def open_labels(
+    labels: Path,
+    images: Path | None,
+    image_column: str | None,
+    score_column: str | None,
+    lower_is_better: bool | None,
+    *,
+    minimum: int = 5,
+) -> Labels:
+    """Reads labels; the hints of errors name options of the command line."""
+    from grmp_score.trainer.labels import read_labels
+
+    try:
+        return read_labels(
+            labels,
+            images=images,
+            image_column=image_column,
+            score_column=score_column,
+            lower_is_better=lower_is_better,
+            minimum=minimum,
+        )
+    except DataError as error:
+        hint = re.sub(r"\((\w+)=\.\.\.\)", lambda m: f"(--{m[1].replace('_', '-')})", error.hint or "")
+        raise DataError(error.reason, path=error.path, hint=hint or None) from error
+
+
+def check_source(model: str | None, filename: str | None) -> None:
+    """Refuses a checkpoint's name without the place it lies in."""
+    if filename is not None and model is None:
+        raise click.UsageError("--filename needs --model, the folder or repository it lies in")
+
+
+def open_scorer(model: str | None, filename: str | None, revision: str | None, **options: Any) -> Scorer:
+    """A scorer of the named model, or of the bundled one; ``options`` are those of `Scorer`."""
+    # torch takes seconds to import: after the arguments are known to be right, not before.
+    from grmp_score.scorer import Scorer
+
+    if model is None:  # not by its name: a folder of that name must not take its place
+        return Scorer(**options)
+    return Scorer.from_pretrained(model, filename=filename, revision=revision, **options)
