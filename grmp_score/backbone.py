@@ -7,7 +7,7 @@ the activations between two blocks can be kept.  The frozen trunk is the embeddi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,8 @@ from grmp_score.errors import ConfigError
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP
+
+READOUT = "readout_blocks"
 
 
 def architecture(name: str) -> dict[str, Any]:
@@ -45,7 +47,11 @@ def build_clip(model_cfg: Mapping[str, Any]) -> CLIP:
     """Builds an open_clip CLIP with two native transformers, weights not yet loaded (float32, on the CPU).
 
     Args:
-        model_cfg: ``embed_dim``, ``vision_cfg``, ``text_cfg`` and optionally ``quick_gelu``.
+        model_cfg: ``embed_dim``, ``vision_cfg``, ``text_cfg`` and optionally ``quick_gelu``; and, unknown to
+            open_clip, ``readout_blocks``: k > 1 makes the image features from the CLS token and the mean patch
+            token of each of the last k blocks, side by side, instead of from one token of the last block.
+            ``visual.ln_post`` and ``visual.proj`` are then 2k times as wide.  Quality shows in lower blocks
+            than meaning does, and a linear head on several blocks sees both.
 
     Raises:
         ConfigError: the configuration asks for a tower that is not a native open_clip ViT / text transformer.
@@ -53,6 +59,7 @@ def build_clip(model_cfg: Mapping[str, Any]) -> CLIP:
     from open_clip.model import CLIP
 
     vision, text = model_cfg.get("vision_cfg", {}), model_cfg.get("text_cfg", {})
+    readout = readout_blocks(model_cfg)
     unsupported = [
         *(f"vision_cfg.{k}" for k in ("timm_model_name", "attentional_pool", "patch_dropout") if vision.get(k)),
         *(f"text_cfg.{k}" for k in ("hf_model_name", "embed_cls", "proj_bias") if text.get(k)),
@@ -65,9 +72,25 @@ def build_clip(model_cfg: Mapping[str, Any]) -> CLIP:
         raise ConfigError(f"only native ViT CLIPs are supported; the configuration has {unsupported or 'a ResNet'}")
     try:
         # init_logit_scale stays open_clip's; every parameter is overwritten when weights are loaded.
-        return CLIP(**{k: v for k, v in model_cfg.items() if k != "custom_text"}).eval()
+        clip = CLIP(**{k: v for k, v in model_cfg.items() if k not in ("custom_text", READOUT)}).eval()
     except TypeError as error:
         raise ConfigError(f"open_clip rejects the model configuration: {error}") from error
+    if readout > image_depth(clip):
+        raise ConfigError(f"{READOUT} is {readout}, but the image tower has {image_depth(clip)} blocks")
+    if readout > 1:
+        visual = clip.visual
+        width, embed_dim = visual.proj.shape
+        visual.ln_post = nn.LayerNorm(2 * readout * width, eps=visual.ln_post.eps)
+        visual.proj = nn.Parameter(torch.randn(2 * readout * width, embed_dim) * (2 * readout * width) ** -0.5)
+    return clip
+
+
+def readout_blocks(model_cfg: Mapping[str, Any]) -> int:
+    """Number of last blocks of the image tower that the image features are made of; 1 is open_clip's own way."""
+    readout = model_cfg.get(READOUT, 1)
+    if not isinstance(readout, int) or isinstance(readout, bool) or readout < 1:
+        raise ConfigError(f"{READOUT} must be a whole number of at least 1, got {readout!r}")
+    return readout
 
 
 def image_depth(clip: CLIP) -> int:
@@ -130,20 +153,55 @@ def run_image_blocks(
     return tokens
 
 
-def pool_image(clip: CLIP, tokens: Tensor, norm: nn.Module | None = None) -> Tensor:
-    """Tokens [B, 1 + N, W] after the last block -> L2-normalised features [B, D].
+def read_out(
+    clip: CLIP,
+    tokens: Tensor,
+    prompts: Tensor | None,
+    *,
+    start: int = 0,
+    blocks: int = 1,
+    norm: nn.Module | None = None,
+    project: bool = True,
+) -> Tensor:
+    """Runs the image tower from block ``start`` to its end and pools -> L2-normalised features [B, D].
 
-    ``norm`` is the authors' extra LayerNorm on all tokens before ``ln_post``.
+    Args:
+        clip: the dual encoder.
+        tokens: [B, 1 + N, W] that enter block ``start``.
+        prompts: as for `run_image_blocks`.
+        start: first block to run; every block that is read out must be run.
+        blocks: how many last blocks the features are made of, as in the model configuration.
+        norm: the authors' extra LayerNorm on all tokens before ``ln_post``, or None.
+        project: False returns the pooled features before ``visual.proj``, not normalised.
     """
+    depth = image_depth(clip)
+    outputs = []
+    for i in range(start, depth):
+        tokens = run_image_blocks(clip, tokens, prompts, i, i + 1)
+        outputs.append(tokens)
+    if blocks == 1:
+        pooled = _pool_last(clip, outputs[-1] if outputs else tokens, norm)
+    else:
+        pooled = clip.visual.ln_post(concatenate_tokens(outputs[-blocks:]))
+    return nn.functional.normalize(pooled @ clip.visual.proj, dim=-1) if project else pooled
+
+
+def concatenate_tokens(outputs: Sequence[Tensor]) -> Tensor:
+    """Outputs [B, 1 + N, W] of k blocks -> [B, 2kW]: CLS token and mean patch token of each, first block first."""
+    return torch.cat([part for out in outputs for part in (out[:, 0], out[:, 1:].mean(dim=1))], dim=1)
+
+
+def _pool_last(clip: CLIP, tokens: Tensor, norm: nn.Module | None) -> Tensor:
+    """Tokens [B, 1 + N, W] after the last block -> pooled [B, W], as open_clip pools."""
     visual = clip.visual
     if norm is not None:
         tokens = norm(tokens)
     if not visual.final_ln_after_pool:
         tokens = visual.ln_post(tokens)
-    pooled = tokens[:, 1:].mean(dim=1) if visual.pool_type == "avg" else tokens[:, 0]
+    pooled: Tensor = tokens[:, 1:].mean(dim=1) if visual.pool_type == "avg" else tokens[:, 0]
     if visual.final_ln_after_pool:
         pooled = visual.ln_post(pooled)
-    return nn.functional.normalize(pooled @ visual.proj, dim=-1)
+    return pooled
 
 
 # ----------------------------------------------------------------- text tower

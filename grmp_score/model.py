@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from grmp_score import backbone
 from grmp_score.config import SCENES, ModelConfig
+from grmp_score.errors import ConfigError
 from grmp_score.prompts import DeepVisualPrompts, TextPrompt
 
 
@@ -19,6 +20,7 @@ class QualityCLIP(nn.Module):
 
     Attributes:
         config: what the model is.
+        readout_blocks: number of last image blocks that the features are made of.
         clip: the dual encoder (open_clip).
         text_prompt: learned text context.
         visual_prompts: deep visual prompts, or None.
@@ -40,6 +42,14 @@ class QualityCLIP(nn.Module):
         super().__init__()
         self.config = config
         self.clip = backbone.build_clip(config.backbone.model_cfg)
+        self.readout_blocks = backbone.readout_blocks(config.backbone.model_cfg)
+        if self.readout_blocks > 1 and self.readout_blocks > config.adapted_blocks:
+            raise ConfigError(
+                f"the features are read out of {self.readout_blocks} blocks, of which only {config.adapted_blocks} "
+                "lie above the frozen trunk"
+            )
+        if self.readout_blocks > 1 and config.prompts.n_visual and config.prompts.prompt_norm:
+            raise ConfigError("prompt_norm goes with features of the last block alone")
         self.text_prompt = TextPrompt(self.clip, config.prompts, SCENES)
         visual = self.clip.visual
         self.visual_prompts: DeepVisualPrompts | None = None
@@ -82,10 +92,14 @@ class QualityCLIP(nn.Module):
 
     def image_head(self, tokens: Tensor) -> Tensor:
         """Tokens from `image_trunk` -> L2-normalised image features [B, D]."""
-        prompts = self._visual_tokens()
-        tokens = backbone.run_image_blocks(self.clip, tokens, prompts, self.trunk_depth)
-        norm = None if self.visual_prompts is None else self.visual_prompts.norm
-        return backbone.pool_image(self.clip, tokens, norm)
+        return backbone.read_out(
+            self.clip,
+            tokens,
+            self._visual_tokens(),
+            start=self.trunk_depth,
+            blocks=self.readout_blocks,
+            norm=None if self.visual_prompts is None else self.visual_prompts.norm,
+        )
 
     def encode_image(self, patches: Tensor) -> Tensor:
         """Patches [B, 3, S, S] -> L2-normalised image features [B, D]."""

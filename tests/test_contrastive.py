@@ -15,6 +15,7 @@ from open_clip.model import CLIP
 from PIL import Image
 from torch.nn import functional as F
 
+from grmp_score.backbone import build_clip
 from grmp_score.config import SCENES
 from grmp_score.errors import ConfigError, DataError
 from grmp_score.metrics import srcc
@@ -22,7 +23,6 @@ from grmp_score.tokenizer import make_tokenizer
 from grmp_score.trainer.contrastive import (
     ContrastiveConfig,
     DualEncoder,
-    QualityViews,
     hold_out,
     multi_positive_nce,
     train_dual_encoder,
@@ -37,6 +37,7 @@ from grmp_score.trainer.pairs import (
     read_pairs,
     views_of,
 )
+from grmp_score.trainer.quality_words import QualityViews
 from grmp_score.trainer.scenes import NIGHT, class_scene
 from grmp_score.trainer.zero_shot import encode_texts
 
@@ -290,3 +291,38 @@ def test_pairs_that_do_not_fit(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "pairs.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         read_pairs(tmp_path / "pairs.csv")
+
+
+def test_quality_words_differ_on_the_quality_axis_alone(
+    pairs_csv: Path, vision_state: dict[str, torch.Tensor]
+) -> None:
+    """With several blocks read out the head is fitted, kept, and its first axis tells high from low quality."""
+    vision_cfg = {**VISION_CFG, "layers": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        tower = CLIP(embed_dim=8, vision_cfg=vision_cfg, text_cfg=TEXT_CFG).visual.state_dict()
+    state = {k: v for k, v in tower.items() if k != "proj"}
+    pairs = read_pairs(pairs_csv)
+    cached = encode_pairs(image_tower(vision_cfg, state, 2), pairs, size=32, views=2)
+    assert cached.features.shape == (40, 2, 256)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.rand(300, generator=generator)
+    features = torch.randn(300, 256, generator=generator)
+    features[:, 0] += 8 * (labels - 0.5)
+    result = train_dual_encoder(
+        *(vision_cfg, state, pairs_csv),
+        **{"text_cfg": TEXT_CFG, "embed_dim": 16, "config": CONFIG, "features": cached, "readout_blocks": 2},
+        quality=QualityViews(features, labels),
+    )
+    assert result.model_cfg["readout_blocks"] == 2
+    model = build_clip(result.model_cfg)
+    model.load_state_dict(result.state_dict)
+    with torch.no_grad():
+        high, low = encode_texts(model, make_tokenizer(1024, 32)(["a high quality photo", "a low quality photo"]))
+        difference = high - low
+        assert difference[0] > 0.9 * difference.norm()
+        pooled = features * model.visual.ln_post.weight + model.visual.ln_post.bias
+        images = F.normalize(pooled @ model.visual.proj, dim=-1)
+    assert srcc((images @ difference).numpy(), labels.numpy()) > 0.5
+    with pytest.raises(ConfigError, match="quality views"):
+        train_dual_encoder(vision_cfg, state, pairs_csv, text_cfg=TEXT_CFG, embed_dim=16, readout_blocks=2)

@@ -109,6 +109,12 @@ def test_tasks_references_and_indices(data: Prepared) -> None:
     """A task's images of some references are its own five levels and the clean ones."""
     assert data.tasks() == [t for t in dict.fromkeys(i.task for i in data.items) if not t.endswith(CLEAN)]
     assert set(data.tasks()) == set(TYPES)
+    for group in {i.group for i in data.items} - {CLEAN}:
+        assert data.tasks([group]) == [
+            t for t in data.tasks() if group in {i.group for i in data.items if i.task == t}
+        ]
+    with pytest.raises(DataError, match="no images of the groups"):
+        data.tasks(["blurs", "smells"])
     assert data.references() == [f"references/{i}.png" for i in range(5)]
     chosen = data.indices(TYPES[1], ["references/3.png", "references/1.png"])
     assert len(chosen) == 2 * 6 and chosen.dtype == np.int64

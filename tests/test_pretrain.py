@@ -19,7 +19,7 @@ from grmp_score.errors import ConfigError, GrmpScoreError, MissingExtraError, We
 from grmp_score.model import QualityCLIP
 from grmp_score.scorer import Scorer
 from grmp_score.trainer import pretrain as stage_1
-from grmp_score.trainer.evaluate import Evaluation, evaluate, predict
+from grmp_score.trainer.evaluate import Evaluation, encode, evaluate, predict
 from grmp_score.trainer.meta import LogRow, MetaConfig, MetaTrainer
 from grmp_score.trainer.prepared import Prepared
 from grmp_score.trainer.pretrain import base_config, new_model, plot_log, pretrain
@@ -102,7 +102,7 @@ def test_provenance_is_recorded(base: Weights, config: ModelConfig, data: Prepar
     """The configuration says what the weights were trained on and how, and survives JSON."""
     trained = pretrain(config, base, data, FAST, tmp_path)
     training = trained.config.training
-    assert training["stage_1"] == {**dataclasses.asdict(FAST), "outer_steps": 6}
+    assert training["stage_1"] == {**dataclasses.asdict(FAST), "groups": [], "outer_steps": 6}
     assert training["tasks"] == data.tasks()
     assert (training["support_references"], training["query_references"]) == (4, 1)
     assert ModelConfig.from_json(trained.config.to_json()) == trained.config
@@ -246,17 +246,17 @@ def test_predictions_are_means_over_views(model: QualityCLIP, data: Prepared) ->
             logits = model(torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32))
         expected.append(float(torch.sigmoid(logits[:, 0] - logits[:, 1]).mean()))
     for batch_size in (1, 4, 100):
-        got = predict(model, data, indices, views=(0, 1), batch_size=batch_size)
+        got = predict(model, encode(model, data, indices, views=(0, 1), batch_size=batch_size))
         np.testing.assert_allclose(got, expected, atol=1e-5)
-    one = predict(model, data, indices, views=(1,))
-    two = predict(model, data, indices, views=(0,))
+    one = predict(model, encode(model, data, indices, views=(1,)))
+    two = predict(model, encode(model, data, indices, views=(0,)))
     np.testing.assert_allclose((one + two) / 2, expected, atol=1e-5)
 
 
 def test_progress_of_predictions_ends_at_all(model: QualityCLIP, data: Prepared) -> None:
     """Progress counts crops."""
     seen: list[tuple[int, int]] = []
-    predict(model, data, np.arange(5), views=(0, 1), batch_size=4, progress=lambda *n: seen.append(n))
+    encode(model, data, np.arange(5), views=(0, 1), batch_size=4, progress=lambda *n: seen.append(n))
     assert seen == [(4, 10), (8, 10), (10, 10)]
 
 
@@ -265,7 +265,7 @@ def test_evaluation_numbers_are_what_they_say(model: QualityCLIP, data: Prepared
     held_out = ["references/1.png", "references/4.png"]
     result = evaluate(model, data, held_out, views=(0, 1))
     rows = [i for i, item in enumerate(data.items) if item.reference in ("1.png", "4.png")]
-    p = dict(zip(rows, predict(model, data, np.array(rows), views=(0, 1)), strict=True))
+    p = dict(zip(rows, predict(model, encode(model, data, np.array(rows), views=(0, 1))), strict=True))
     assert result.images == len(rows) == 2 * (1 + 5 * 3)
     assert result.overall == pytest.approx(spearmanr([p[i] for i in rows], data.labels[rows]).statistic)
     assert list(result.per_task) == data.tasks()
@@ -286,6 +286,6 @@ def test_a_model_that_knows_the_labels_gets_1(
     """Agreement is 1 for the labels themselves and -1 for their opposite."""
     module = sys.modules[evaluate.__module__]
     for sign in (1, -1):
-        monkeypatch.setattr(module, "predict", lambda m, d, indices, sign=sign, **_: sign * d.labels[indices])
+        monkeypatch.setattr(module, "predict", lambda m, f, sign=sign: sign * data.labels)
         result: Evaluation = evaluate(model, data, data.references())
         assert result.overall == pytest.approx(sign) and result.mean_per_task == pytest.approx(sign)

@@ -15,17 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grmp_score.backbone import READOUT, build_clip, readout_blocks
 from grmp_score.config import SCENES
 from grmp_score.errors import ConfigError
 from grmp_score.tokenizer import Tokenizer, make_tokenizer
 
 from .captions import CaptionSet, draw
 from .pairs import Pair, PairFeatures, encode_pairs, image_tower, read_pairs
+from .quality_words import QualityViews, quality_words_loss
+from .readout import fit_readout
 from .scenes import class_scene, scene_prompts
 from .zero_shot import encode_texts, measure, prompt_cosine
 
 if TYPE_CHECKING:
-    import torch
     from open_clip.model import CLIP
     from torch import Tensor
 
@@ -50,6 +52,10 @@ class ContrastiveConfig:
         dropout: share of the projected image features left out; the frozen ones have too large a mean for it.
         label_smoothing: share of the target spread over all captions or photos.
         shrinkage: ridge, as a share of the mean variance, in the whitening that starts `visual.proj`.
+        ridge: of the quality direction, see `readout.fit_readout`.
+        quality_share: of the quality axis, see `readout.fit_readout`.
+        one_axis_weight: with such a head, penalty on the squared distance of "high quality" from "low quality"
+            off the quality axis.
         holdout: share of the classes held out for the report.
     """
 
@@ -63,6 +69,9 @@ class ContrastiveConfig:
     dropout: float = 0.2
     label_smoothing: float = 0.1
     shrinkage: float = 0.1
+    ridge: float = 5.0
+    quality_share: float = 0.25
+    one_axis_weight: float = 10.0
     holdout: float = 0.2
 
     def __post_init__(self) -> None:
@@ -70,35 +79,6 @@ class ContrastiveConfig:
             raise ConfigError("steps, n_class, n_kind: expected at least 1")
         if not 0 < self.holdout < 1:
             raise ConfigError(f"holdout: expected a share between 0 and 1, got {self.holdout}")
-
-
-@dataclass(frozen=True)
-class QualityViews:
-    """Crops of known quality, for the words "high quality" and "low quality".
-
-    CLIP has met these words in the captions of the web and orders photos by them before any tuning; a text tower
-    that has read class names alone gives both the same meaning, and no context learned in front of them can
-    part them.
-
-    Attributes:
-        features: float32 [M, width], pooled by the image tower as in `PairFeatures`.
-        labels: float32 [M], quality in 0..1, higher is better.
-    """
-
-    features: Tensor
-    labels: Tensor
-
-
-#: Wordings for quality; the last one stands where the learned context will be.
-QUALITY_TEMPLATES = (
-    "{}",
-    "{}.",
-    "a {} photo",
-    "a {} picture",
-    "a photo of {}",
-    "a photo with {}.",
-    "x x x x {}.",
-)
 
 
 @dataclass(frozen=True)
@@ -128,6 +108,7 @@ def train_dual_encoder(
     config: ContrastiveConfig | None = None,
     features: PairFeatures | None = None,
     quality: QualityViews | None = None,
+    readout_blocks: int = 1,
     views: int = 5,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> DualEncoder:
@@ -146,6 +127,9 @@ def train_dual_encoder(
         config: training settings; None takes the defaults.
         features: of `encode_pairs` over the same pairs, to save the image tower's run; None computes them.
         quality: crops to learn the quality captions from; None leaves these words without meaning.
+        readout_blocks: last image blocks that the features are made of (`backbone.build_clip`). With more than
+            one, `visual.ln_post` and `visual.proj` come from `readout.fit_readout`, for which `quality` is
+            needed, and stay as they are; otherwise `visual.proj` is trained.
         views: views per photo when `features` is None.
         progress: called with (stage, done, in all); the stages are "encode", "measure" and "fit".
 
@@ -164,7 +148,7 @@ def train_dual_encoder(
     pairs = read_pairs(pairs_csv)
     notify = progress or (lambda stage, done, total: None)
     if features is None:
-        tower = image_tower(vision_cfg, vision_state)
+        tower = image_tower(vision_cfg, vision_state, readout_blocks)
         size = vision_cfg["image_size"]
         features = encode_pairs(
             tower, pairs, size=size, views=views, seed=seed, progress=lambda d, n: notify("encode", d, n)
@@ -172,20 +156,25 @@ def train_dual_encoder(
     n = features.features.shape[0]
     if n != len(pairs):
         raise ConfigError(f"features: expected {len(pairs)} photos as in {pairs_csv}, got {n}")
-    model_cfg = {"embed_dim": embed_dim, "vision_cfg": dict(vision_cfg), "text_cfg": text_cfg}
+    if readout_blocks > 1 and quality is None:
+        raise ConfigError("readout_blocks above 1 needs quality views to fit the head")
+    model_cfg: dict[str, Any] = {"embed_dim": embed_dim, "vision_cfg": dict(vision_cfg), "text_cfg": text_cfg}
+    if readout_blocks > 1:
+        model_cfg[READOUT] = readout_blocks
     tokenizer = make_tokenizer(text_cfg["vocab_size"], text_cfg["context_length"])
 
     held_out = hold_out(pairs, config.holdout, seed)
     kept = sorted(set(range(len(pairs))) - set(held_out))
     fit = partial(_fit, model_cfg, pairs, features, tokenizer=tokenizer, quality=quality, config=config, seed=seed)
-    trial = fit(kept, progress=lambda d, n: notify("measure", d, n))
-    report = measure(trial, pairs, features, held_out, tokenizer)
-    model = fit(range(len(pairs)), progress=lambda d, n: notify("fit", d, n))
+    trial, normalised = fit(kept, progress=lambda d, n: notify("measure", d, n))
+    report = measure(trial, pairs, normalised, held_out, tokenizer)
+    model, _ = fit(range(len(pairs)), progress=lambda d, n: notify("fit", d, n))
 
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     report["prompt_cosine"] = prompt_cosine(model, tokenizer)
     state["logit_scale"].fill_(math.log(report["best_logit_scale"]))
-    state.update({f"visual.{name}": tensor.detach().clone() for name, tensor in vision_state.items()})
+    frozen = {f"visual.{name}": tensor.detach().clone() for name, tensor in vision_state.items()}
+    state.update({k: v for k, v in frozen.items() if readout_blocks == 1 or not k.startswith("visual.ln_post.")})
     report.update(pairs=len(pairs), seed=seed, views=features.features.shape[1], settings=asdict(config))
     return DualEncoder(model_cfg, state, report)
 
@@ -243,20 +232,41 @@ def _fit(
     config: ContrastiveConfig,
     seed: int,
     progress: Callable[[int, int], None],
-) -> CLIP:
-    """Train a dual encoder on the photos `indices`; its image tower is left as initialised."""
+) -> tuple[CLIP, PairFeatures]:
+    """Train a dual encoder on the photos `indices`; its image tower is left as initialised, but for the head.
+
+    Returns:
+        The dual encoder, and the features of all photos as its `ln_post` makes them.
+    """
     import torch
-    from open_clip.model import CLIP
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CLIP(**model_cfg)
+        model = build_clip(model_cfg).train()
     generator = torch.Generator().manual_seed(seed)
     index = torch.as_tensor(list(indices))
-    x, scenes = features.features[index], features.scenes[index]
     model.visual.requires_grad_(False)
-    model.visual.proj.requires_grad_(True)
-    model.visual.proj.data.copy_(_whitening(x, model_cfg["embed_dim"], config.shrinkage))
+    if readout_blocks(model_cfg) == 1:
+        model.visual.proj.requires_grad_(True)
+        model.visual.proj.data.copy_(_whitening(features.features[index], model_cfg["embed_dim"], config.shrinkage))
+    else:
+        assert quality is not None
+        flat = features.features[index].flatten(0, 1)
+        head = fit_readout(
+            flat,
+            quality.features,
+            quality.labels,
+            model_cfg["embed_dim"],
+            ridge=config.ridge,
+            shrinkage=config.shrinkage,
+            quality_share=config.quality_share,
+        )
+        model.visual.ln_post.weight.data.copy_(head.weight)
+        model.visual.ln_post.bias.data.copy_(head.bias)
+        model.visual.proj.data.copy_(head.proj)
+        features = PairFeatures(head.normalise(features.features), features.scenes)
+        quality = QualityViews(head.normalise(quality.features), quality.labels)
+    x, scenes = features.features[index], features.scenes[index]
     captions = CaptionSet([pairs[i] for i in indices], tokenizer)
     prompt_tokens = tokenizer(scene_prompts())  # in every step, besides other wordings: these will be used
     # Square-root balancing: animals are 40 % of ImageNet, but rare scenes have few photos to learn from.
@@ -297,30 +307,23 @@ def _fit(
         scene_loss = scene_loss + multi_positive_nce(by_prompt, truth, weight, s)
         loss = loss + config.scene_weight * scene_loss
         if quality is not None:
-            loss = loss + config.quality_weight * _quality_loss(model, quality, tokenizer, config, generator)
+            one_axis = readout_blocks(model_cfg) > 1
+            term = quality_words_loss(
+                model,
+                quality,
+                tokenizer,
+                generator,
+                dropout=config.dropout,
+                one_axis_weight=config.one_axis_weight if one_axis else None,
+            )
+            loss = loss + config.quality_weight * term
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         model.logit_scale.data.clamp_(0.0, MAX_LOGIT_SCALE)
         progress(step + 1, config.steps)
-    return model.eval()
-
-
-def _quality_loss(
-    model: CLIP, quality: QualityViews, tokenizer: Tokenizer, config: ContrastiveConfig, generator: torch.Generator
-) -> Tensor:
-    """Binary cross-entropy of "high quality" against "low quality" (eq. 3) for some crops, in one wording."""
-    import torch
-
-    rows = torch.randint(len(quality.labels), (256,), generator=generator)
-    projected = quality.features[rows] @ model.visual.proj
-    keep = torch.rand(projected.shape, generator=generator) >= config.dropout
-    images = torch.nn.functional.normalize(projected * keep, dim=-1)
-    template = QUALITY_TEMPLATES[int(torch.randint(len(QUALITY_TEMPLATES), (), generator=generator))]
-    texts = encode_texts(model, tokenizer([template.format("high quality"), template.format("low quality")]))
-    logits = model.logit_scale.exp() * images @ texts.T
-    return torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0] - logits[:, 1], quality.labels[rows])
+    return model.eval(), features
 
 
 def _whitening(features: Tensor, embed_dim: int, shrinkage: float) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from grmp_score.metrics import srcc
 from grmp_score.model import QualityCLIP, p_high
@@ -40,8 +41,16 @@ class Evaluation:
         return float(np.mean(list(self.per_task.values())))
 
 
+def held_out_rows(data: Prepared, references: Sequence[str]) -> NDArray[np.int64]:
+    """Indices of all items of some references (data set first), in the order of the data."""
+    wanted = set(references)
+    return np.array(
+        [i for i, t in enumerate(data.items) if f"{t.task.split('/')[0]}/{t.reference}" in wanted], dtype=np.int64
+    )
+
+
 @torch.inference_mode()
-def predict(
+def encode(
     model: QualityCLIP,
     data: Prepared,
     indices: NDArray[np.int64],
@@ -49,22 +58,29 @@ def predict(
     views: Sequence[int] = (0, 1, 2),
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
-) -> NDArray[np.float64]:
-    """p(high) [n] of prepared items, mean over the given crops of each."""
+) -> Tensor:
+    """Image features [n, V, D] of prepared items, of the given crops of each."""
     model.eval()
-    text = model.encode_quality()
-    device = text.device
-    result = np.zeros(len(indices))
-    pairs = [(row, i, k) for row, i in enumerate(indices) for k in views]
+    device = model.text_features.device
+    pairs = [(i, k) for i in indices for k in views]
+    features = []
     for start in range(0, len(pairs), batch_size):
         chunk = pairs[start : start + batch_size]
-        patches = to_patches(np.stack([data.crops[i, k] for _, i, k in chunk]), model).to(device)
-        values = p_high(model.quality_logits(model.encode_image(patches), text)).cpu().numpy()
-        for (row, _, _), value in zip(chunk, values, strict=True):
-            result[row] += value / len(views)
+        patches = to_patches(np.stack([data.crops[i, k] for i, k in chunk]), model).to(device)
+        features.append(model.encode_image(patches).cpu())
         if progress is not None:
             progress(min(start + batch_size, len(pairs)), len(pairs))
-    return result
+    encoded = torch.cat(features)
+    return encoded.view(len(indices), len(views), -1)
+
+
+@torch.inference_mode()
+def predict(model: QualityCLIP, features: Tensor) -> NDArray[np.float64]:
+    """p(high) [n] from image features [n, V, D]: the mean over the crops."""
+    text = model.encode_quality()
+    values = p_high(model.quality_logits(features.to(text.device).flatten(0, 1), text)).double()
+    mean: NDArray[np.float64] = values.view(features.shape[:2]).mean(dim=1).cpu().numpy()
+    return mean
 
 
 def evaluate(
@@ -73,15 +89,17 @@ def evaluate(
     references: Sequence[str],
     *,
     views: Sequence[int] = (0, 1, 2),
+    features: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Scores all versions of some references and compares with their labels."""
-    wanted = set(references)
-    indices = np.array(
-        [i for i, t in enumerate(data.items) if f"{t.task.split('/')[0]}/{t.reference}" in wanted],
-        dtype=np.int64,
-    )
-    predicted = predict(model, data, indices, views=views, progress=progress)
+    """Scores all versions of some references and compares with their labels.
+
+    ``features`` are what `encode` gave for `held_out_rows`, from a model with the same image side.
+    """
+    indices = held_out_rows(data, references)
+    if features is None:
+        features = encode(model, data, indices, views=views, progress=progress)
+    predicted = predict(model, features)
     labels = data.labels[indices]
     position = {int(i): row for row, i in enumerate(indices)}
     per_task = {}

@@ -55,6 +55,9 @@ class MetaConfig:
         support_batch: images per support step.
         query_batch: images per query step.
         query_share: share of the references kept for query batches.
+        groups: families of distortions to train on, by their names in `sources.Item.group`; all when empty.
+        precision: ``"bfloat16"`` computes the image tower under autocast: about twice as fast where the processor
+            knows the type.
         seed: of everything random.
     """
 
@@ -72,6 +75,8 @@ class MetaConfig:
     support_batch: int = 75
     query_batch: int = 50
     query_share: float = 0.2
+    groups: tuple[str, ...] = ()
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -166,7 +171,7 @@ class MetaTrainer:
         if len(used) < 2:
             raise DataError(f"need at least 2 references to split into support and query, got {len(used)}")
         self.support, self.query = split_references(used, config.query_share, config.seed)
-        self.tasks = data.tasks()
+        self.tasks = data.tasks(config.groups)
         self.pools = {
             task: (data.indices(task, self.support), data.indices(task, self.query)) for task in self.tasks
         }
@@ -279,7 +284,9 @@ class MetaTrainer:
         pixels[flipped] = pixels[flipped, :, ::-1]
         patches = to_patches(pixels, self.model).to(self.device)
         labels = torch.from_numpy(self.data.labels[chosen]).to(self.device, torch.float32)
-        logits = self.model.quality_logits(self.model.encode_image(patches), self.model.encode_quality())
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            features = self.model.encode_image(patches)
+        logits = self.model.quality_logits(features.float(), self.model.encode_quality())
         return quality_loss(logits, labels)
 
     # ----------------------------------------------------------------- state

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
+from grmp_score import backbone
 from grmp_score.config import SCENES
 from grmp_score.errors import DataError
 
@@ -156,15 +157,30 @@ def views_of(pair: Pair, index: int, *, views: int, size: int, seed: int) -> tup
     return pixels, scenes
 
 
-def image_tower(vision_cfg: Mapping[str, Any], vision_state: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    """open_clip's image tower with `vision_state` and without projection: images -> float32 [B, width]."""
-    from open_clip.model import CLIP
+def image_tower(
+    vision_cfg: Mapping[str, Any], vision_state: Mapping[str, torch.Tensor], readout_blocks: int = 1
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The image tower without its projection: normalised images -> float32 features [B, F].
+
+    With ``readout_blocks`` 1, F is the width and the features are pooled after ``ln_post``; with k > 1, F is 2k
+    times the width, and ``ln_post``, which is not trained yet, normalises without scaling (see
+    `backbone.build_clip`).
+    """
+    import torch
 
     text_cfg = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}  # built, not used
-    tower: torch.nn.Module = CLIP(embed_dim=8, vision_cfg=dict(vision_cfg), text_cfg=text_cfg).visual
-    tower.register_parameter("proj", None)  # open_clip then returns the pooled features as they are
-    tower.load_state_dict(dict(vision_state))
-    return tower.eval().requires_grad_(False)
+    cfg = {"embed_dim": 8, "vision_cfg": dict(vision_cfg), "text_cfg": text_cfg, "readout_blocks": readout_blocks}
+    clip = backbone.build_clip(cfg).requires_grad_(False)
+    state = {k: v for k, v in vision_state.items() if readout_blocks == 1 or not k.startswith("ln_post.")}
+    own = {k: v for k, v in clip.visual.state_dict().items() if k == "proj" or k.startswith("ln_post.")}
+    clip.visual.load_state_dict({**own, **state})
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            tokens = backbone.embed_image(clip, images)
+            return backbone.read_out(clip, tokens, None, blocks=readout_blocks, project=False)
+
+    return encode
 
 
 def encode_pairs(

@@ -46,9 +46,21 @@ class Prepared:
     labels: NDArray[np.float64]
     crops: NDArray[np.uint8]
 
-    def tasks(self) -> list[str]:
-        """Names of the distortion tasks, in order of appearance, without the clean references."""
-        return list(dict.fromkeys(i.task for i in self.items if i.group != CLEAN))
+    def tasks(self, groups: Sequence[str] = ()) -> list[str]:
+        """Names of the distortion tasks, in order of appearance, without the clean references.
+
+        Args:
+            groups: families to choose from; all when empty.
+
+        Raises:
+            DataError: a family is not in the data.
+        """
+        known = {i.group for i in self.items if i.group != CLEAN}
+        unknown = sorted(set(groups) - known)
+        if unknown:
+            raise DataError(f"no images of the groups {unknown}; there are {sorted(known)}")
+        wanted = set(groups) or known
+        return list(dict.fromkeys(i.task for i in self.items if i.group in wanted))
 
     def references(self) -> list[str]:
         """Names of the references, data set first."""

@@ -116,8 +116,9 @@ def finish(trainer: MetaTrainer, base: Weights) -> Weights:
             if name in blocks:
                 parameter.copy_(parameter.to(torch.float16))
     model.refresh_text()
+    settings = dataclasses.asdict(trainer.config)
     training: dict[str, Any] = {
-        "stage_1": {**dataclasses.asdict(trainer.config), "outer_steps": trainer.step},
+        "stage_1": {**settings, "groups": list(trainer.config.groups), "outer_steps": trainer.step},
         "tasks": trainer.tasks,
         "support_references": len(trainer.support),
         "query_references": len(trainer.query),
