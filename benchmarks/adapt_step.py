@@ -1,0 +1,186 @@
+"""How much the kept activations save: one training pass of stage 2, cached and by the straightforward loop.
+
+    python benchmarks/adapt_step.py                        # ViT-B/16, 100 images x 10 crops; takes long
+    python benchmarks/adapt_step.py --images 2 --crops 4
+
+Both passes take the same steps on the same crops, with random weights.  The straightforward loop runs the whole
+image tower twice, once for each loss, the teacher's image tower, and the text tower over all 77 positions; the
+cached one what `grmp_score.trainer` runs: the last blocks once, the text tower to the last end-of-text token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grmp_score import backbone
+from grmp_score.config import Backbone, ModelConfig, PromptConfig
+from grmp_score.model import QualityCLIP, quality_loss
+from grmp_score.trainer.activations import Activations, Precision, computing, native_precision
+from grmp_score.trainer.fewshot import FewShotConfig
+from grmp_score.trainer.qgr import project, semantic_loss
+from grmp_score.trainer.tuning import CHUNK, Training, phases_of, trained_names
+
+ARCHITECTURE = "ViT-B-16-quickgelu"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--crops", type=int, default=10, help="per image, all used in the pass")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per step")
+    parser.add_argument("--visual-prompts", type=int, default=8, help="per block")
+    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    precision: Precision = native_precision(device) if options.precision == "auto" else options.precision
+
+    torch.manual_seed(0)
+    clip = Backbone(model_cfg=backbone.architecture(ARCHITECTURE), name=ARCHITECTURE)
+    prompted = ModelConfig("random", clip, PromptConfig(n_visual=options.visual_prompts))
+    model = QualityCLIP(prompted).to(device).requires_grad_(False)
+    teacher = QualityCLIP(ModelConfig("random teacher", clip)).to(device).requires_grad_(False)
+    config = FewShotConfig(
+        epochs=1,
+        text_first_epochs=0,
+        warm_up_epochs=0,
+        batch_size=options.batch_size,
+        crops_per_step=options.crops,
+        optimizer="sgd",
+    )
+    patches = torch.randn(options.images, options.crops, 3, 224, 224)
+    targets = np.linspace(0, 1, options.images)
+
+    started = time.perf_counter()
+    activations = prepare(model, teacher, patches, precision)
+    once = time.perf_counter() - started
+    training = make_training(model, activations, targets, config, precision)
+    plain = seconds(lambda: straightforward_pass(training, teacher, patches), device)
+    training = make_training(model, activations, targets, config, precision)
+    cached = seconds(lambda: list(training.run()), device)
+    print(f"{ARCHITECTURE}, {options.images} images x {options.crops} crops, {precision} on {device}")
+    print(f"straightforward pass  {plain:9.2f} s")
+    print(f"cached pass           {cached:9.2f} s")
+    print(f"ratio                 {plain / cached:9.2f}")
+    print(f"making the cache      {once:9.2f} s, once for all epochs and folds")
+
+
+def seconds(run: object, device: torch.device) -> float:
+    """Time that a call takes, work queued on a GPU included."""
+    assert callable(run)
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+@torch.no_grad()
+def prepare(model: QualityCLIP, teacher: QualityCLIP, patches: Tensor, precision: Precision) -> Activations:
+    """What `compute_activations` keeps of images that are read."""
+    device = model.text_features.device
+    tokens, features, scenes = [], [], []
+    teacher.refresh_text()
+    for crops in patches.to(device):
+        with computing(device, precision):
+            entering = model.image_trunk(crops)
+            tokens.append(entering.cpu().half())
+            features.append(model.image_head(entering).float().cpu())
+            semantic = teacher.encode_image(crops).float()
+        scenes.append(teacher.scene_logits(semantic).softmax(-1).cpu())
+    return Activations(torch.stack(tokens), torch.stack(features), torch.stack(scenes), patches.shape[1])
+
+
+def make_training(
+    model: QualityCLIP, activations: Activations, targets: np.ndarray, config: FewShotConfig, precision: Precision
+) -> Training:
+    """One pass over all images."""
+    names = trained_names(model, config)
+    rows = np.arange(len(targets))
+    return Training(
+        model,
+        {n: p.detach().clone() for n, p in model.named_parameters() if n in names},
+        activations,
+        targets,
+        config,
+        fold=None,
+        rows=rows,
+        held_out=rows[:0],
+        plan=[(phase, phase.epochs) for phase in phases_of(model, config)],
+        precision=precision,
+    )
+
+
+def straightforward_pass(training: Training, teacher: QualityCLIP, patches: Tensor) -> None:
+    """The same steps from the pixels, a forward and a backward pass for each loss."""
+    model, device, config = training.model, training.device, training.config
+    phase = training.plan[0][0]
+    named = dict(model.named_parameters())
+    parameters = [named[n] for n in phase.names]
+    optimizer = torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum)
+    for step in range(training.steps):
+        training._step = step
+        images, crops = training._batch(phase)
+        images, crops = images.repeat_interleave(crops.shape[1]), crops.flatten()
+        sums: list[dict[str, Tensor]] = [{}, {}]
+        for part in torch.split(torch.arange(len(images)), CHUNK):
+            x = patches[images[part], crops[part]].to(device)
+            for k in range(2):
+                with computing(device, training.precision):
+                    features = whole_image(model, x).float()
+                    text = quality_text(model) if k == 0 else scene_text(model)
+                if k == 0:
+                    labels = training.targets[images[part]].to(device)
+                    loss = quality_loss(model.quality_logits(features, text), labels)
+                else:
+                    with torch.no_grad(), computing(device, training.precision):
+                        original = whole_image(teacher, x).float()
+                    p_sem = teacher.scene_logits(original).softmax(-1)
+                    loss = semantic_loss(model.scene_logits(features, text), p_sem)
+                gradients = torch.autograd.grad(len(part) / len(images) * loss, parameters, allow_unused=True)
+                for name, g in zip(phase.names, gradients, strict=True):
+                    if g is not None:
+                        sums[k][name] = sums[k][name] + g if name in sums[k] else g
+        projected, _ = project(sums[0], sums[1], config.qgr_lambda)
+        for name, parameter in zip(phase.names, parameters, strict=True):
+            parameter.grad = projected[name]
+        optimizer.step()
+
+
+def whole_image(model: QualityCLIP, patches: Tensor) -> Tensor:
+    """Patches [B, 3, S, S] -> features [B, D], all blocks on all tokens, as open_clip runs them."""
+    visual = model.clip.visual
+    prompts = None if model.visual_prompts is None else model.visual_prompts()
+    tokens = backbone.run_image_blocks(model.clip, backbone.embed_image(model.clip, patches), prompts)
+    return torch.nn.functional.normalize(visual.ln_post(tokens[:, 0]) @ visual.proj, dim=-1)
+
+
+def quality_text(model: QualityCLIP) -> Tensor:
+    """Text features of the two classes, over all positions of the context."""
+    prompt = model.text_prompt
+    x = backbone.embed_text(model.clip, prompt.tokens)
+    x = torch.cat([x[:, :1], prompt.ctx.expand(len(x), -1, -1), x[:, 1 + len(prompt.ctx) :]], dim=1)
+    return whole_text(model, x, prompt.tokens)
+
+
+def scene_text(model: QualityCLIP) -> Tensor:
+    """Text features of the nine scenes, over all positions of the context."""
+    tokens = model.text_prompt.scene_tokens
+    return whole_text(model, backbone.embed_text(model.clip, tokens), tokens)
+
+
+def whole_text(model: QualityCLIP, embedded: Tensor, tokens: Tensor) -> Tensor:
+    """Embeddings [C, 77, W] -> features [C, D]."""
+    clip = model.clip
+    x = clip.transformer(embedded + clip.positional_embedding, attn_mask=clip.attn_mask)
+    x = clip.ln_final(x[torch.arange(len(x)), backbone.end_of_text(tokens)]) @ clip.text_projection
+    return torch.nn.functional.normalize(x.float(), dim=-1)
+
+
+if __name__ == "__main__":
+    main()

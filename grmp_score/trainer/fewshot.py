@@ -1,0 +1,178 @@
+"""Settings and records of stage 2: what `finetune.adapt` is asked for, and what it says while it works."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from grmp_score.errors import ConfigError
+
+#: Peak learning rates.  SGD: the authors' code, and CoOp's for a context alone.
+DEFAULT_LR = {
+    ("sgd", "blocks"): 1e-3,
+    ("sgd", "prompts"): 2e-3,
+    ("adamw", "blocks"): 2e-5,
+    ("adamw", "prompts"): 2e-3,
+}
+DEFAULT_TEXT_FIRST_EPOCHS = 20
+
+
+@dataclass(frozen=True)
+class FewShotConfig:
+    """Settings of stage 2 (METHOD section 3).
+
+    Attributes:
+        shots: training rows, drawn by `labels.draw_shots`; the others are the test part.  None trains on all rows.
+        seed: of everything random: the draw, the folds, the order of images and crops.
+        train: ``"blocks"`` trains the text context, the last blocks of both towers, ``ln_final`` and ``ln_post``
+            (the paper); ``"prompts"`` the text context only, which makes an adapter of kilobytes.
+        train_visual_prompts: also train the visual prompts of the adapted blocks (those below belong to the
+            frozen trunk).  Paper and code leave them frozen.
+        optimizer: ``"sgd"`` (the paper's few-shot recipe) or ``"adamw"`` (its fully supervised one).
+        lr: peak learning rate; None takes `DEFAULT_LR` of the optimizer and of what is trained.
+        weight_decay: of everything but visual prompts.
+        momentum: of SGD.
+        epochs: most passes over the images; with folds the best number of them is taken, and 0 is allowed.
+        batch_size: images per step.
+        crops_per_image: crops that are cut from an image, once; None takes as many as the scorer does.
+        crops_per_step: how many of them, drawn anew, stand for an image in a step; each gets the image's label.
+        flips: also use the mirrored crops.
+        warm_up_epochs: epochs at ``warm_up_lr`` (or ``lr``, if that is less) before the cosine decay.
+        warm_up_lr: learning rate of the warm-up (CoOp: 1e-5).
+        text_first_epochs: passes of a phase before these, which trains only the text side (context, last text
+            blocks, ``ln_final``; AdamW) on the un-adapted image features; it costs next to nothing and spares the
+            image tower the first, coarse corrections.  0 is the paper's recipe; None takes
+            `DEFAULT_TEXT_FIRST_EPOCHS`, and 0 with ``train="prompts"``, which has no other side.
+        text_first_lr: its peak learning rate.
+        qgr_lambda: lambda of eq. (8); 0 is plain tuning, and L_kl is then not computed.
+        qgr_form: ``"per_parameter"`` (the authors' code) or ``"global"``.
+        folds: of the cross-validation that chooses the number of epochs; 0 trains all epochs without a look.
+        precision: of the forward and backward passes in training; ``"auto"`` is bfloat16 where the processor
+            computes natively in it.  Published scores are always float32.
+        cache_dtype: of the kept activations; ``"float32"`` is exact.
+        cache_bytes: activations beyond this many bytes are kept in a memory-mapped file.
+        checkpoint_seconds: time between checkpoints.
+    """
+
+    shots: int | None = None
+    seed: int = 0
+    train: Literal["blocks", "prompts"] = "blocks"
+    train_visual_prompts: bool = False
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: float | None = None
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    epochs: int = 6
+    batch_size: int = 16
+    crops_per_image: int | None = None
+    crops_per_step: int = 2
+    flips: bool = False
+    warm_up_epochs: int = 1
+    warm_up_lr: float = 1e-5
+    text_first_epochs: int | None = None
+    text_first_lr: float = 1e-3
+    qgr_lambda: float = 5.0
+    qgr_form: Literal["per_parameter", "global"] = "per_parameter"
+    folds: int = 5
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    cache_dtype: Literal["float16", "float32"] = "float16"
+    cache_bytes: int = 3 * 2**29
+    checkpoint_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(FewShotConfig).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise ConfigError(f"{name} must be one of {list(get_args(hint))}, got {getattr(self, name)!r}")
+        for name, least in (
+            ("shots", 2),
+            ("epochs", 0),
+            ("batch_size", 1),
+            ("crops_per_image", 1),
+            ("crops_per_step", 1),
+            ("warm_up_epochs", 0),
+            ("text_first_epochs", 0),
+            ("cache_bytes", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, got {value}")
+        for name in ("lr", "warm_up_lr", "text_first_lr", "checkpoint_seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name} must be positive, got {value}")
+        for name, end in (("weight_decay", math.inf), ("qgr_lambda", math.inf), ("momentum", 1.0)):
+            if not 0 <= getattr(self, name) < end:
+                raise ConfigError(f"{name} must be at least 0 and less than {end}, got {getattr(self, name)}")
+        if self.folds < 0 or self.folds == 1:
+            raise ConfigError(f"folds must be 0 (none) or at least 2, got {self.folds}")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
+        if self.train == "prompts" and self.text_first_epochs and not self.train_visual_prompts:
+            raise ConfigError("the text context alone is trained: there is no other side to train first")
+        if self.epochs == 0 and self.text_epochs == 0:
+            raise ConfigError("epochs and text_first_epochs are both 0: nothing would be trained")
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate."""
+        return DEFAULT_LR[self.optimizer, self.train] if self.lr is None else self.lr
+
+    @property
+    def text_epochs(self) -> int:
+        """Passes of the phase that trains the text side first."""
+        if self.text_first_epochs is not None:
+            return self.text_first_epochs
+        return DEFAULT_TEXT_FIRST_EPOCHS if self.train == "blocks" else 0
+
+    @property
+    def uses_qgr(self) -> bool:
+        """Whether eq. (8) changes anything: L_kl does not reach the text context, which scene prompts lack."""
+        return self.qgr_lambda > 0 and (self.train == "blocks" or self.train_visual_prompts)
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """One training step, or one look at the held-out fold (``validation_srcc`` and nothing else).
+
+    Attributes:
+        fold: number of the fold that is held out, from 0; None for the final run on all shots.
+        phase: ``"text"`` (text side first) or ``"all"`` (everything that is trained).
+        epoch: from 1 within the phase; 0 before its first step.
+        step: from 1 within the phase; 0 before its first step.
+        loss: L_ce, eq. (3), before the step.
+        semantic_loss: L_kl, eq. (7), before the step; None without QGR.
+        angle: between G_qua and G_sem in degrees (the paper's figure 4); None without QGR.
+        validation_srcc: on the held-out fold after the epoch; NaN where all predictions are equal.
+        learning_rate: of the step.
+        seconds: since the run began, over all its sessions.
+    """
+
+    fold: int | None
+    phase: Literal["text", "all"]
+    epoch: int
+    step: int
+    loss: float | None = None
+    semantic_loss: float | None = None
+    angle: float | None = None
+    validation_srcc: float | None = None
+    learning_rate: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        stage: ``"reading"`` (cutting crops and running the frozen parts, in images), ``"cross-validation"`` and
+            ``"training"`` (in steps of each), ``"testing"`` (in images).
+        done: units of this stage done.
+        total: units of this stage.
+        row: the step just taken, in the two stages that take steps.
+    """
+
+    stage: Literal["reading", "cross-validation", "training", "testing"]
+    done: int
+    total: int
+    row: HistoryRow | None = None

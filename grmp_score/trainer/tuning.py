@@ -1,0 +1,393 @@
+"""One training of stage 2: from the start weights to tuned ones, step by step (METHOD section 3).
+
+A cross-validation makes one such training per fold and the final run one more; all share model and activations.
+Everything random is drawn from (seed, fold, phase, epoch or step), so a training that was stopped after any step
+continues to the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from grmp_score import backbone
+from grmp_score.errors import GrmpScoreError
+from grmp_score.metrics import srcc
+from grmp_score.model import QualityCLIP, p_high, quality_loss
+from grmp_score.trainer.activations import Activations, Precision, computing
+from grmp_score.trainer.fewshot import FewShotConfig, HistoryRow
+from grmp_score.trainer.qgr import project, semantic_loss
+
+#: Crops that go through the image head together; a batch is worked off in such parts and its gradients summed.
+CHUNK = 16
+
+VISUAL_PROMPTS = "visual_prompts.tokens"
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Gradients = dict[str, Tensor]
+PhaseName = Literal["text", "all"]
+#: By phase and epoch, p(high) of the held-out rows.
+Curves = dict[str, list[list[float]]]
+
+
+def trained_names(model: QualityCLIP, config: FewShotConfig) -> list[str]:
+    """Names in `QualityCLIP` of the parameters that stage 2 trains.
+
+    ``visual_prompts.tokens`` holds the prompts of all blocks; those of the frozen trunk have no gradient, are not
+    decayed, and so stay as they are.
+    """
+    names = ["text_prompt.ctx"]
+    if config.train_visual_prompts:
+        names.append(VISUAL_PROMPTS)
+    if config.train == "blocks":
+        names += [f"clip.{n}" for n in backbone.adapted_names(model.clip, model.config.adapted_blocks)]
+    return names
+
+
+def on_image_side(name: str) -> bool:
+    """Whether a parameter changes the image features."""
+    return name.startswith(("clip.visual.", "visual_prompts."))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one optimizer and one learning-rate schedule.
+
+    Attributes:
+        name: ``"text"`` or ``"all"``.
+        names: what is trained.
+        epochs: length of the schedule.
+        optimizer: ``"sgd"`` or ``"adamw"``.
+        lr: peak learning rate.
+        warm_up_epochs: at the start.
+    """
+
+    name: PhaseName
+    names: list[str]
+    epochs: int
+    optimizer: Literal["sgd", "adamw"]
+    lr: float
+    warm_up_epochs: int
+
+    @property
+    def text_side(self) -> list[str]:
+        """The parameters that do not change the image features."""
+        return [n for n in self.names if not on_image_side(n)]
+
+    @property
+    def image_side(self) -> list[str]:
+        """The parameters that do; without any the un-adapted features serve and the image head is not run."""
+        return [n for n in self.names if on_image_side(n)]
+
+    def rate(self, step: int, steps_per_epoch: int, warm_up_lr: float) -> float:
+        """Learning rate of step 0, 1, ...: constant warm-up, then half a cosine down to 0 (CoOp)."""
+        warm_up = self.warm_up_epochs * steps_per_epoch
+        if step < warm_up:
+            return min(warm_up_lr, self.lr)
+        done = (step - warm_up) / max(1, self.epochs * steps_per_epoch - warm_up)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def phases_of(model: QualityCLIP, config: FewShotConfig) -> list[Phase]:
+    """The phases that these settings ask for, in order."""
+    names = trained_names(model, config)
+    phases = []
+    if config.text_epochs:
+        text = [n for n in names if not on_image_side(n)]
+        phases.append(Phase("text", text, config.text_epochs, "adamw", config.text_first_lr, 0))
+    if config.epochs:
+        rate, warm_up = config.learning_rate, config.warm_up_epochs
+        phases.append(Phase("all", names, config.epochs, config.optimizer, rate, warm_up))
+    return phases
+
+
+class Training:
+    """Trains the shared model in place on some rows of the activations.
+
+    Attributes:
+        whole: False only while the state changes; it must not be saved then.
+        history: one row per step and per look at the held-out rows.
+        curves: by phase, p(high) [V] of the held-out rows before the phase and after each of its epochs.
+    """
+
+    def __init__(
+        self,
+        model: QualityCLIP,
+        start: Mapping[str, Tensor],
+        activations: Activations,
+        targets: Array,
+        config: FewShotConfig,
+        *,
+        fold: int | None,
+        rows: Indices,
+        held_out: Indices,
+        plan: list[tuple[Phase, int]],
+        precision: Precision,
+        seconds: float = 0.0,
+    ) -> None:
+        """Puts the model into its start state.
+
+        Args:
+            model: frozen; its trained parameters are overwritten.
+            start: values of all parameters that any phase trains.
+            activations: of all rows.
+            targets: y of eq. (3) for all rows, 0..1 on the training rows.
+            config: settings.
+            fold: number of the held-out fold, None for the final run; part of every random seed.
+            rows: training rows.
+            held_out: validation rows; may be empty.
+            plan: phases with the epochs of each to run, at most its length.
+            precision: of the computing.
+            seconds: that the run has taken before, for the history.
+        """
+        self.model, self.activations, self.config, self.precision = model, activations, config, precision
+        self.targets = torch.from_numpy(targets).to(torch.float32)
+        self.fold, self.rows, self.held_out, self.plan = fold, rows, held_out, plan
+        self.device = model.text_features.device
+        self.steps_per_epoch = math.ceil(len(rows) / config.batch_size)
+        self.curves: Curves = {}
+        self.history: list[HistoryRow] = []
+        self.whole = True
+        self._seconds, self._since = seconds, time.monotonic()
+        self._at, self._step = 0, 0
+        named = dict(model.named_parameters())
+        self._parameters = {name: named[name] for name in start}
+        self._restore(start)
+        self._enter_phase()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all phases are done."""
+        return self._at == len(self.plan)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the whole plan."""
+        return sum(epochs for _, epochs in self.plan) * self.steps_per_epoch
+
+    @property
+    def steps_done(self) -> int:
+        """Number of steps taken."""
+        return sum(epochs for _, epochs in self.plan[: self._at]) * self.steps_per_epoch + self._step
+
+    # ----------------------------------------------------------------- running
+
+    def run(self) -> Iterator[HistoryRow]:
+        """Trains to the end of the plan; yields a row per step, and one per look at the held-out rows.
+
+        Raises:
+            GrmpScoreError: a loss or gradient is not finite; the parameters are still those before the step.
+        """
+        while not self.finished:
+            phase, epochs = self.plan[self._at]
+            epoch, begun = divmod(self._step, self.steps_per_epoch)
+            looked = len(self.curves.setdefault(phase.name, []))
+            if len(self.held_out) and not begun and looked == epoch:
+                self._look(phase, epoch)
+            elif epoch < epochs:
+                self._take_step(phase)
+            else:
+                self.whole = False
+                self._at, self._step = self._at + 1, 0
+                self._enter_phase()
+                self.whole = True
+                continue
+            yield self.history[-1]
+
+    def _look(self, phase: Phase, epoch: int) -> None:
+        predictions = self.predict(self.held_out, phase if epoch else None)
+        agreement = srcc(predictions, self.targets[self.held_out].numpy())
+        self.whole = False
+        self.curves[phase.name].append(predictions)
+        self._record(phase, validation_srcc=agreement)
+        self.whole = True
+
+    def _take_step(self, phase: Phase) -> None:
+        loss, semantic, g_qua, g_sem = self.gradients(phase, *self._batch(phase))
+        angle = None
+        if semantic is not None:
+            g_qua, angle = project(g_qua, g_sem, self.config.qgr_lambda, self.config.qgr_form)
+        if not (math.isfinite(loss + (semantic or 0.0)) and all(bool(g.isfinite().all()) for g in g_qua.values())):
+            where = "the final run" if self.fold is None else f"fold {self.fold + 1}"
+            raise GrmpScoreError(
+                f"the loss or its gradient is not finite in {where}, phase {phase.name!r}, step {self._step + 1}",
+                hint="Use lower learning rates, or a smaller qgr_lambda",
+            )
+        rate = phase.rate(self._step, self.steps_per_epoch, self.config.warm_up_lr)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        for name in phase.names:
+            self._parameters[name].grad = g_qua.get(name)
+        self.whole = False
+        self._optimizer.step()
+        self._step += 1
+        self._record(phase, loss=loss, semantic_loss=semantic, angle=angle, learning_rate=rate)
+        self.whole = True
+
+    def gradients(
+        self, phase: Phase, images: Tensor, crops: Tensor
+    ) -> tuple[float, float | None, Gradients, Gradients]:
+        """L_ce (eq. 3), L_kl (eq. 7; None without QGR) and their gradients at the current parameters.
+
+        One forward pass serves both.  The text towers run once per batch; the gradients with respect to the text
+        features are summed over the parts of the batch and taken down the towers at the end.
+
+        Args:
+            phase: which parameters; those that a loss does not reach are missing from its gradient.
+            images: rows [B].
+            crops: of each [B, K]; all count as samples with their image's label.
+        """
+        images, crops = images.repeat_interleave(crops.shape[1]), crops.flatten()
+        outputs = [self.model.encode_quality()]
+        if self.config.uses_qgr:
+            outputs.append(self.model.encode_scenes())
+        texts = [features.detach().requires_grad_() for features in outputs]
+        image_side = [self._parameters[name] for name in phase.image_side]
+        text_side = [self._parameters[name] for name in phase.text_side]
+        losses = [0.0 for _ in texts]
+        sums: list[list[Tensor | None]] = [[None] * (1 + len(image_side)) for _ in texts]
+        for part in torch.split(torch.arange(len(images)), CHUNK if image_side else len(images)):
+            share = len(part) / len(images)
+            features = self._features(images[part], crops[part], phase)
+            for k, loss in enumerate(self._losses(features, texts, images[part], crops[part])):
+                losses[k] += share * loss.item()
+                found = torch.autograd.grad(
+                    share * loss, [texts[k], *image_side], retain_graph=k + 1 < len(texts), allow_unused=True
+                )
+                sums[k] = [_add(old, new) for old, new in zip(sums[k], found, strict=True)]
+        gradients = []
+        for output, (at_text, *at_image) in zip(outputs, sums, strict=True):
+            at_towers: Sequence[Tensor | None] = [None] * len(text_side)
+            if output.requires_grad:
+                at_towers = torch.autograd.grad(output, text_side, at_text, allow_unused=True)
+            names = (*phase.text_side, *phase.image_side)
+            reached: list[Tensor | None] = [*at_towers, *at_image]
+            gradients.append({n: g for n, g in zip(names, reached, strict=True) if g is not None})
+        if not self.config.uses_qgr:
+            return losses[0], None, gradients[0], {}
+        return losses[0], losses[1], gradients[0], gradients[1]
+
+    def _losses(self, features: Tensor, texts: list[Tensor], images: Tensor, crops: Tensor) -> Iterator[Tensor]:
+        """L_ce, and with QGR L_kl, of some crops."""
+        labels = self.targets[images].to(self.device)
+        yield quality_loss(self.model.quality_logits(features, texts[0]), labels)
+        if self.config.uses_qgr:
+            assert self.activations.scenes is not None
+            teacher = self.activations.scenes[images, crops].to(self.device)
+            yield semantic_loss(self.model.scene_logits(features, texts[1]), teacher)
+
+    @torch.no_grad()
+    def predict(self, rows: Indices, phase: Phase | None = None) -> list[float]:
+        """p(high) of rows [V], mean over the crops as cut for scoring, by the current parameters.
+
+        Args:
+            rows: which.
+            phase: that was run; None: nothing on the image side has changed yet.
+        """
+        text = self.model.encode_quality()
+        crops = torch.arange(self.activations.plain)
+        values = []
+        for row in rows:
+            features = self._features(torch.full_like(crops, int(row)), crops, phase)
+            values.append(p_high(self.model.quality_logits(features, text)).cpu().double().mean().item())
+        return values
+
+    def _features(self, images: Tensor, crops: Tensor, phase: Phase | None) -> Tensor:
+        """Image features [B, D] by the current parameters, float32."""
+        if phase is None or not phase.image_side:
+            return self.activations.features[images, crops].to(self.device)
+        assert self.activations.tokens is not None
+        tokens = self.activations.tokens[images, crops].to(self.device, torch.float32)
+        with computing(self.device, self.precision):
+            return self.model.image_head(tokens).float()
+
+    # ------------------------------------------------------------------ random
+
+    def _batch(self, phase: Phase) -> tuple[Tensor, Tensor]:
+        epoch, position = divmod(self._step, self.steps_per_epoch)
+        order = self._rng(phase, 0, epoch).permutation(self.rows)
+        images = order[position * self.config.batch_size : (position + 1) * self.config.batch_size]
+        count = self.activations.features.shape[1]
+        # Constant features cost nothing, so every crop is used; otherwise some are drawn.
+        used = min(self.config.crops_per_step, count) if phase.image_side else count
+        crops = np.tile(np.arange(count), (len(images), 1))
+        if used < count:
+            crops = self._rng(phase, 1, self._step).permuted(crops, axis=1)[:, :used]
+        return torch.from_numpy(images), torch.from_numpy(crops)
+
+    def _rng(self, phase: Phase, purpose: int, count: int) -> np.random.Generator:
+        fold = 0 if self.fold is None else self.fold + 1
+        return np.random.default_rng([self.config.seed, fold, ("text", "all").index(phase.name), purpose, count])
+
+    # ------------------------------------------------------------------- state
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to continue."""
+        return {
+            "at": self._at,
+            "step": self._step,
+            "history": [dataclasses.asdict(row) for row in self.history],
+            "parameters": self.tensors(),
+            "optimizer": None if self.finished else self._optimizer.state_dict(),
+            "curves": self.curves,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continues from what `state` gave."""
+        self._restore(state["parameters"])
+        self._at, self._step = state["at"], state["step"]
+        self.history = [HistoryRow(**row) for row in state["history"]]
+        if self.history:
+            self._seconds = self.history[-1].seconds
+        self.curves = {name: list(curve) for name, curve in state["curves"].items()}
+        self._enter_phase()
+        if state["optimizer"] is not None:
+            self._optimizer.load_state_dict(state["optimizer"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of the trained parameters as they are now."""
+        return {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    def _enter_phase(self) -> None:
+        """Makes the optimizer of the phase at hand, and nothing else differentiable."""
+        self.model.requires_grad_(False)
+        if self.finished:
+            return
+        phase = self.plan[self._at][0]
+        groups: list[dict[str, Any]] = [{"params": [], "weight_decay": d} for d in (self.config.weight_decay, 0.0)]
+        for name in phase.names:
+            groups[name == VISUAL_PROMPTS]["params"].append(self._parameters[name].requires_grad_())
+        groups = [group for group in groups if group["params"]]
+        if phase.optimizer == "sgd":
+            self._optimizer: torch.optim.Optimizer = torch.optim.SGD(
+                groups, lr=phase.lr, momentum=self.config.momentum
+            )
+        else:
+            self._optimizer = torch.optim.AdamW(groups, lr=phase.lr)
+
+    @torch.no_grad()
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(tensors[name])
+            parameter.grad = None
+
+    def _record(self, phase: Phase, **values: float | None) -> None:
+        epoch = math.ceil(self._step / self.steps_per_epoch)
+        seconds = self._seconds + time.monotonic() - self._since
+        self.history.append(HistoryRow(self.fold, phase.name, epoch, self._step, seconds=seconds, **values))
+
+
+def _add(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    if old is None or new is None:
+        return new if old is None else old
+    return old + new

@@ -1,0 +1,181 @@
+"""What is kept per crop equals what the model computes anew, and every way of keeping it gives the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from grmp_score.errors import DataError, GrmpScoreError, ImageReadError
+from grmp_score.images import read_image
+from grmp_score.model import QualityCLIP
+from grmp_score.patches import make_patches
+from grmp_score.trainer import activations
+from grmp_score.trainer.activations import compute_activations, native_precision, read_ahead, teacher_of
+from grmp_score.trainer.labels import Labels
+from grmp_score.weights import Weights
+
+from .conftest import randomise
+from .fewshot_data import make_labels
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Labels:
+    """Five pictures."""
+    return make_labels(tmp_path / "pictures", 5)
+
+
+@pytest.fixture
+def model(tiny_weights: Weights) -> QualityCLIP:
+    """The tiny model."""
+    return tiny_weights.build().requires_grad_(False)
+
+
+def compute(model: QualityCLIP, labels: Labels, **settings: Any) -> activations.Activations:
+    """In float32 and without a teacher unless said otherwise."""
+    settings = {"teacher": None, "dtype": torch.float32, **settings}
+    return compute_activations(model, labels, model.config.preprocess, **settings)
+
+
+def test_everything_equals_the_model_on_the_scorers_own_crops(
+    model: QualityCLIP, tiny_weights: Weights, labels: Labels
+) -> None:
+    """Tokens, features and the teacher's probabilities of every crop."""
+    teacher, _ = teacher_of(tiny_weights)
+    found = compute(model, labels, teacher=teacher)
+    assert found.tokens is not None and found.scenes is not None and found.plain == 4
+    assert found.tokens.shape == (5, 4, 5, 32) and found.features.shape == (5, 4, 16)
+    for i, path in enumerate(labels.paths):
+        patches = make_patches(read_image(path), model.config.preprocess)
+        assert torch.equal(found.tokens[i], model.image_trunk(patches))
+        torch.testing.assert_close(found.features[i], model.encode_image(patches))
+        torch.testing.assert_close(found.features[i], model.image_head(found.tokens[i]))
+        p_sem = teacher.scene_logits(teacher.encode_image(patches), teacher.encode_scenes()).softmax(-1)
+        torch.testing.assert_close(found.scenes[i], p_sem)
+    torch.testing.assert_close(found.scenes.sum(-1), torch.ones(5, 4))
+
+
+def test_mirrored_crops_follow_the_plain_ones(model: QualityCLIP, labels: Labels) -> None:
+    """With flips there are twice as many, and `plain` says where the mirrored ones begin."""
+    plain, both = compute(model, labels), compute(model, labels, flips=True)
+    assert both.features.shape[1] == 8 and both.plain == 4
+    torch.testing.assert_close(both.features[:, :4], plain.features)
+    patches = make_patches(read_image(labels.paths[2]), model.config.preprocess)
+    torch.testing.assert_close(both.features[2, 4:], model.encode_image(patches.flip(-1)))
+
+
+def test_half_precision_costs_a_thousandth(model: QualityCLIP, labels: Labels) -> None:
+    """float16 tokens are those of float32, rounded."""
+    exact, half = compute(model, labels).tokens, compute(model, labels, dtype=torch.float16).tokens
+    assert exact is not None and half is not None and half.dtype == torch.float16
+    assert torch.equal(half, exact.to(torch.float16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_beyond_the_budget_a_file_holds_the_same(
+    model: QualityCLIP, labels: Labels, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """The file lies in the given folder and leaves nothing behind."""
+    work = tmp_path / "work"
+    work.mkdir()
+    kept = [compute(model, labels, dtype=dtype, folder=work, cache_bytes=n).tokens for n in (10**6, 0)]
+    in_memory, in_file = kept
+    assert in_memory is not None and in_file is not None
+    assert torch.equal(in_memory, in_file) and in_file.dtype == dtype
+    assert list(work.iterdir()) == []
+
+
+def test_a_full_disk_is_said(
+    model: QualityCLIP, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is computed into the file."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(GrmpScoreError, match=r"no room for 0\.0 GiB of activations: No space left"):
+        compute(model, labels, cache_bytes=0, folder=tmp_path)
+
+
+def test_tokens_that_do_not_fit_are_said(
+    model: QualityCLIP, labels: Labels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float16 ends at 65504; the row is named, and float32 takes them."""
+    trunk = model.image_trunk
+    monkeypatch.setattr(model, "image_trunk", lambda patches: 1e5 * trunk(patches))
+    with pytest.raises(GrmpScoreError, match=r"row 2: .*do not fit torch\.float16"):
+        compute(model, labels, dtype=torch.float16)
+    assert compute(model, labels).tokens is not None
+
+
+def test_without_tokens_only_features_are_kept(model: QualityCLIP, labels: Labels) -> None:
+    """For training the text side alone."""
+    found = compute(model, labels, keep_tokens=False)
+    assert found.tokens is None and found.scenes is None
+    torch.testing.assert_close(found.features, compute(model, labels).features)
+
+
+def test_an_unreadable_image_is_named_with_its_row(model: QualityCLIP, labels: Labels) -> None:
+    """File, row and reason, in the CSV's name."""
+    labels.paths[3].write_bytes(b"no image")
+    counted: list[int] = []
+    with pytest.raises(DataError, match=r"row 5: the image .*03\.png' cannot be read: ") as caught:
+        compute(model, labels, progress=counted.append)
+    assert caught.value.path == str(labels.source) and counted == [1, 1, 1]
+
+
+def test_bfloat16_is_near_float32(model: QualityCLIP, labels: Labels) -> None:
+    """And what it gives is stored in float32."""
+    exact, fast = compute(model, labels).features, compute(model, labels, precision="bfloat16").features
+    assert fast.dtype == torch.float32
+    assert 0 < float((exact - fast).abs().max()) < 0.05
+
+
+def test_images_are_read_in_order_with_errors_as_values(labels: Labels) -> None:
+    """Whatever the number of threads."""
+    preprocess = dataclasses.replace(activations.Preprocess(), patch_size=32, patches=2)
+    labels.paths[1].write_bytes(b"")
+    for workers in (1, 3):
+        read = list(read_ahead(labels.paths, preprocess, workers))
+        assert [isinstance(r, ImageReadError) for r in read] == [False, True, False, False, False]
+        last = read[4]
+        assert isinstance(last, torch.Tensor)
+        assert torch.equal(last, make_patches(read_image(labels.paths[4]), preprocess))
+
+
+def test_the_native_precision_is_one_of_two() -> None:
+    """And float32 where nothing is known of the device."""
+    assert native_precision(torch.device("cpu")) in ("float32", "bfloat16")
+    assert native_precision(torch.device("meta")) == "float32"
+
+
+# ------------------------------------------------------------------------- teacher
+
+
+def test_the_teacher_is_the_original_encoder_without_prompts(tiny_weights: Weights) -> None:
+    """Where the weights hold original and tuned blocks, the teacher has the original ones."""
+    original = randomise(QualityCLIP(tiny_weights.config), seed=5).clip.state_dict()
+    both = dataclasses.replace(tiny_weights, backbone=original)
+    teacher, is_original = teacher_of(both)
+    assert is_original and teacher.visual_prompts is None
+    assert all(torch.equal(teacher.clip.state_dict()[k], v) for k, v in original.items())
+    torch.testing.assert_close(teacher.scene_features, teacher.encode_scenes())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    student = both.build()
+    assert not torch.equal(student.clip.ln_final.weight, teacher.clip.ln_final.weight)
+
+
+def test_a_teacher_without_originals_says_so(tiny_weights: Weights) -> None:
+    """Weights that hold only the adapted blocks lend those."""
+    teacher, is_original = teacher_of(tiny_weights)
+    assert not is_original
+    student = tiny_weights.build()
+    for name, value in student.clip.state_dict().items():
+        np.testing.assert_array_equal(teacher.clip.state_dict()[name].numpy(), value.numpy())
