@@ -176,14 +176,29 @@ def read_out(
     """
     depth = image_depth(clip)
     outputs = []
-    for i in range(start, depth):
+    cls_alone = blocks == 1 and clip.visual.pool_type == "tok" and start < depth
+    for i in range(start, depth - cls_alone):
         tokens = run_image_blocks(clip, tokens, prompts, i, i + 1)
         outputs.append(tokens)
-    if blocks == 1:
+    if cls_alone:
+        pooled = _pool_last(clip, _last_block_for_cls(clip, tokens, prompts), norm)
+    elif blocks == 1:
         pooled = _pool_last(clip, outputs[-1] if outputs else tokens, norm)
     else:
         pooled = clip.visual.ln_post(concatenate_tokens(outputs[-blocks:]))
     return nn.functional.normalize(pooled @ clip.visual.proj, dim=-1) if project else pooled
+
+
+def _last_block_for_cls(clip: CLIP, tokens: Tensor, prompts: Tensor | None) -> Tensor:
+    """Tokens [B, 1 + N, W] that enter the last block -> its CLS token [B, 1, W], the only one that is read."""
+    block = clip.visual.transformer.resblocks[-1]
+    if prompts is not None and prompts.shape[1]:
+        tokens = torch.cat([tokens[:, :1], prompts[-1].expand(tokens.shape[0], -1, -1), tokens[:, 1:]], dim=1)
+    normed = block.ln_1(tokens)
+    attended = block.attn(normed[:, :1], normed, normed, need_weights=False)[0]
+    cls = tokens[:, :1] + block.ls_1(attended)
+    result: Tensor = cls + block.ls_2(block.mlp(block.ln_2(cls)))
+    return result
 
 
 def concatenate_tokens(outputs: Sequence[Tensor]) -> Tensor:

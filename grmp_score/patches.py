@@ -42,7 +42,8 @@ def make_patches(image: Image.Image, preprocess: Preprocess) -> torch.Tensor:
         resized = resize(image, preprocess, scale)
         pixels = np.asarray(resized, dtype=np.uint8)
         count = len(range(number, preprocess.patches, len(preprocess.scales)))
-        corners = patch_corners(resized.height, resized.width, dataclasses.replace(preprocess, patches=count))
+        here = dataclasses.replace(preprocess, patches=count, scales=(1.0,))
+        corners = patch_corners(resized.height, resized.width, here)
         crops += [pixels[y : y + size, x : x + size] for y, x in corners]
     values = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
     return normalise(values, preprocess)

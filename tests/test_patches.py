@@ -279,3 +279,12 @@ def test_bundled_models_state_their_statistics() -> None:
         p = ModelConfig.from_json(text).preprocess
         assert '"mean"' in text and '"std"' in text
         assert (p.mean, p.std) in [(CLIP_MEAN, CLIP_STD), (IMAGENET_MEAN, IMAGENET_STD)]
+
+
+@pytest.mark.parametrize("patches", range(1, 12))
+def test_any_number_of_patches_over_several_scales(patches: int) -> None:
+    """Patches are dealt to the scales in turn; a scale may get few of them, or none."""
+    many = Preprocess(patch_size=32, patches=10, scales=(1.0, 0.75, 0.5), layout="grid")
+    preprocess = many.with_patches(patches)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    assert make_patches(image, preprocess).shape == (patches, 3, 32, 32)
