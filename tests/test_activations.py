@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from grmp_score.config import ModelConfig
 from grmp_score.errors import DataError, GrmpScoreError, ImageReadError
 from grmp_score.images import read_image
 from grmp_score.model import QualityCLIP
@@ -21,7 +22,7 @@ from grmp_score.trainer.activations import compute_activations, native_precision
 from grmp_score.trainer.labels import Labels
 from grmp_score.weights import Weights
 
-from .conftest import randomise
+from .conftest import random_weights, randomise
 from .fewshot_data import make_labels
 
 
@@ -179,3 +180,31 @@ def test_a_teacher_without_originals_says_so(tiny_weights: Weights) -> None:
     student = tiny_weights.build()
     for name, value in student.clip.state_dict().items():
         np.testing.assert_array_equal(teacher.clip.state_dict()[name].numpy(), value.numpy())
+
+
+def test_a_teacher_with_the_same_image_tower_is_not_run_again(
+    tiny_config: ModelConfig, labels: Labels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without visual prompts and adapted image blocks teacher and start model see the same."""
+    config = dataclasses.replace(tiny_config, prompts=dataclasses.replace(tiny_config.prompts, n_visual=0))
+    weights = random_weights(config)
+    originals = {k: v for k, v in weights.build().state_dict().items() if k.startswith("clip.")}
+    original = {k.removeprefix("clip."): v for k, v in originals.items()}
+    own = {k: v for k, v in weights.adapter.items() if not k.startswith("clip.")}
+    weights = dataclasses.replace(weights, backbone=original, adapter=own)
+    model, (teacher, is_original) = weights.build().requires_grad_(False), teacher_of(weights)
+    assert is_original
+    separately = torch.stack(
+        [
+            teacher.scene_logits(teacher.encode_image(make_patches(read_image(p), config.preprocess))).softmax(-1)
+            for p in labels.paths
+        ]
+    )
+    monkeypatch.setattr(teacher, "encode_image", None)
+    found = compute(model, labels, teacher=teacher)
+    assert found.scenes is not None
+    torch.testing.assert_close(found.scenes, separately)
+    with torch.no_grad():
+        teacher.clip.visual.ln_post.bias += 1
+    with pytest.raises(TypeError):  # another tower is run, which cannot be here
+        compute(model, labels, teacher=teacher)

@@ -85,6 +85,14 @@ def teacher_of(weights: Weights) -> tuple[QualityCLIP, bool]:
     return model.eval(), adapted.keys() <= original.keys()
 
 
+def same_image_side(model: QualityCLIP, teacher: QualityCLIP) -> bool:
+    """Whether both compute the same image features: no visual prompts, and equal image towers."""
+    if model.visual_prompts is not None or teacher.visual_prompts is not None:
+        return False
+    theirs = teacher.clip.visual.state_dict()
+    return all(torch.equal(v, theirs[k]) for k, v in model.clip.visual.state_dict().items())
+
+
 def read_ahead(paths: Sequence[Path], preprocess: Preprocess, workers: int) -> Iterator[Tensor | ImageReadError]:
     """Patches [P, 3, S, S] of one image after another, or why it cannot be read; some are read ahead by threads."""
 
@@ -147,6 +155,7 @@ def compute_activations(
     """
     device = model.text_features.device
     plain = preprocess.patches
+    same_images = teacher is not None and same_image_side(model, teacher)
     shape = (len(labels), plain * (1 + flips))
     tokens: Tensor | None = None
     features = torch.empty(*shape, model.text_features.shape[1])
@@ -163,10 +172,11 @@ def compute_activations(
         patches = patches.to(device)
         with computing(device, precision):
             entering = model.image_trunk(patches)
-            features[i] = model.image_head(entering).float().cpu()
-            semantic = None if teacher is None else teacher.encode_image(patches).float()
-        if teacher is not None and scenes is not None and semantic is not None:
-            scenes[i] = teacher.scene_logits(semantic).softmax(dim=-1).cpu()
+            own = model.image_head(entering).float()
+            if teacher is not None and scenes is not None:
+                semantic = own if same_images else teacher.encode_image(patches).float()
+                scenes[i] = teacher.scene_logits(semantic).softmax(dim=-1).cpu()
+        features[i] = own.cpu()
         if keep_tokens:
             if tokens is None:
                 tokens = _room((*shape, *entering.shape[1:]), dtype, cache_bytes, folder)
