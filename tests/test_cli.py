@@ -218,7 +218,7 @@ def test_files_called_like_commands_can_be_scored(
 ) -> None:
     """By ./info, after --, or as score info; a name that is no command needs nothing."""
     monkeypatch.chdir(tmp_path)
-    for name in ("info", "adapt", "score"):
+    for name in ("info", "photo", "score"):
         make_photo().save(name, format="PNG")
     options = ["-m", model, "--format", "jsonl"]
     for args, name in (
@@ -227,7 +227,7 @@ def test_files_called_like_commands_can_be_scored(
         ([*options, "info"], "info"),
         (["score", *options, "info"], "info"),
         (["score", *options, "score"], "score"),
-        (["adapt", *options], "adapt"),
+        (["photo", *options], "photo"),
     ):
         result = run(*args)
         assert result.exit_code == 0

@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": ("convert", "Convert an official GRMP-IQA .pt checkpoint."),
     "info": ("info", "Show what a set of weights is."),
     "evaluate": ("evaluate", "Measure how well a model agrees with your own labels."),
+    "adapt": ("adapt", "Learn what you call good from your own labels."),
     "pretrain": ("pretrain", "Stage 1: meta-learn prompts over distortion types."),
 }
 DEFAULT = "score"

@@ -1,4 +1,4 @@
-"""What several commands share: opening a model, and reading labels."""
+"""Options and checks of the commands: opening a model, and reading labels."""
 
 from __future__ import annotations
 
@@ -69,6 +69,37 @@ def open_labels(
     except DataError as error:
         hint = re.sub(r"\((\w+)=\.\.\.\)", lambda m: f"(--{m[1].replace('_', '-')})", error.hint or "")
         raise DataError(error.reason, path=error.path, hint=hint or None) from error
+
+
+def check_rows(labels: Labels, test: Labels | None, shots: int | None) -> None:
+    """There are enough rows, and no image is both trained and tested on."""
+    if shots is not None and shots > len(labels):
+        raise DataError(
+            f"labels of {len(labels)} images, expected at least {shots}",
+            path=labels.source,
+            hint="Label more images, or lower --shots",
+        )
+    if test is None:
+        return
+    seen = {_identity(path): row for path, row in zip(labels.paths, labels.rows, strict=True)}
+    both = [
+        (row, path, seen[_identity(path)])
+        for path, row in zip(test.paths, test.rows, strict=True)
+        if _identity(path) in seen
+    ]
+    if both:
+        row, path, other = both[0]
+        raise DataError(
+            f"row {row}: {str(path)!r} is also in row {other} of {labels.source} ({len(both)} such images); what "
+            "is trained on cannot be tested on",
+            path=test.source,
+            hint="Remove these rows from one of the files, or leave out --test",
+        )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def check_source(model: str | None, filename: str | None) -> None:

@@ -125,7 +125,12 @@ def short_names(paths: list[str]) -> list[str]:
     folders = {os.path.dirname(p) for p in paths}
     shared = os.path.commonpath([f or "." for f in folders]) if len(folders) and not _mixed(folders) else ""
     names = [os.path.relpath(p, shared) if shared and len(paths) > 1 else p for p in paths]
-    return [n.encode("unicode_escape").decode() if not n.isprintable() else n for n in names]
+    return [printable(n) for n in names]
+
+
+def printable(name: str) -> str:
+    """A file's name with characters that cannot be shown written as codes."""
+    return name if name.isprintable() else name.encode("unicode_escape").decode()
 
 
 def _mixed(folders: set[str]) -> bool:

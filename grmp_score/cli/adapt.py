@@ -1,0 +1,318 @@
+"""``grmp-score adapt``"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from grmp_score.cli.options import check_rows, check_source, label_options, open_labels, open_scorer
+from grmp_score.cli.output import destination
+from grmp_score.cli.progress import training_progress
+from grmp_score.errors import ConfigError, GrmpScoreError
+from grmp_score.trainer.fewshot import FewShotConfig
+
+if TYPE_CHECKING:
+    from grmp_score.scorer import Scorer
+    from grmp_score.trainer.finetune import Adapted
+    from grmp_score.trainer.labels import Labels
+    from grmp_score.weights import Weights
+
+#: So that the help tells the library's own defaults.
+_DEFAULT = FewShotConfig()
+
+
+@click.command()
+@label_options
+@click.option(
+    "--shots",
+    type=click.IntRange(4),
+    help="Images to train on, drawn evenly over the scores; the others are the test part.  [default: all]",
+)
+@click.option(
+    "--test", type=click.Path(path_type=Path), help="CSV of images to test on instead, with the same columns."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder to write; must not exist yet.  [default: that of --labels with -adapted, here]",
+)
+@click.option(
+    "-m",
+    "--model",
+    default=None,
+    metavar="MODEL",
+    help="Where to start: weights folder, Hub repository (owner/name) or bundled model.  [default: mini]",
+)
+@click.option(
+    "--filename", default=None, metavar="FILE.pt", help="Official checkpoint in that folder or repository."
+)
+@click.option("--revision", default=None, help="Branch, tag or commit of the Hub repository.")
+@click.option("--name", help="Name of the new weights.  [default: that of the folder]")
+@click.option(
+    "--train",
+    type=click.Choice(["prompts", "blocks"]),
+    default=_DEFAULT.train,
+    show_default=True,
+    help="The text prompt alone (quick), or the last four blocks of both towers too.",
+)
+@click.option("--train-visual-prompts", is_flag=True, help="Also train the visual prompts of those blocks.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(0),
+    default=_DEFAULT.epochs,
+    show_default=True,
+    help="Most passes over the images; cross-validation chooses how many.",
+)
+@click.option(
+    "--text-first-epochs",
+    type=click.IntRange(0),
+    help="Most passes before these that train the text side alone.  [default: by --train]",
+)
+@click.option(
+    "--optimizer",
+    type=click.Choice(["sgd", "adamw"]),
+    default=_DEFAULT.optimizer,
+    show_default=True,
+    help="sgd is the paper's few-shot recipe.",
+)
+@click.option("--lr", type=float, help="Peak learning rate.  [default: by --optimizer and --train]")
+@click.option(
+    "--qgr-lambda",
+    type=click.FloatRange(0),
+    default=_DEFAULT.qgr_lambda,
+    show_default=True,
+    help="Strength of the gradient regularisation (eq. 8); 0 switches it off.",
+)
+@click.option(
+    "--qgr-form",
+    type=click.Choice(["per_parameter", "global"]),
+    default=_DEFAULT.qgr_form,
+    show_default=True,
+    help="Applied to every tensor by itself, or to all as one.",
+)
+@click.option("--crops", type=click.IntRange(1), help="Crops per image.  [default: as many as for scoring]")
+@click.option("--flips", is_flag=True, default=_DEFAULT.flips, help="Also train on the mirrored crops.")
+@click.option(
+    "--folds",
+    type=click.IntRange(0),
+    default=_DEFAULT.folds,
+    show_default=True,
+    help="Of the cross-validation on the training images; 0: none, all epochs are run.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default=_DEFAULT.precision,
+    show_default=True,
+    help="Of the training; auto is bfloat16 where the processor is fast at it.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=_DEFAULT.seed,
+    show_default=True,
+    help="Of the draw, and all else random.",
+)
+@click.option("--resume", is_flag=True, help="Continue a run that was stopped, with the same options.")
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    test: Path | None,
+    output: Path | None,
+    model: str | None,
+    filename: str | None,
+    revision: str | None,
+    name: str | None,
+    crops: int | None,
+    device: str,
+    resume: bool,
+    labels: Path,
+    images: Path | None,
+    image_column: str | None,
+    score_column: str | None,
+    lower_is_better: bool | None,
+    **settings: Any,
+) -> None:
+    """Learn what you call good from 50 to 200 of your own labels.
+
+    The folder that is written holds a model for `grmp-score PATHS --model FOLDER`, its card, results.json,
+    training.csv and two pictures.  It is measured on images that were not trained on, next to the model before
+    and to a ridge regression; if one of them does better, you are told.
+
+    \b
+    Examples:
+      grmp-score adapt --labels mine.csv --shots 100
+      grmp-score adapt --labels mine.csv --test other.csv -o my-camera
+      grmp-score adapt --labels mine.csv --shots 50 --train prompts --seed 1
+      grmp-score adapt --labels mine.csv --optimizer sgd --text-first-epochs 0 --epochs 30
+
+    Exit status: 0 done, 1 training failed or some test images could not be scored (named on stderr), 2 wrong
+    usage or labels, 130 interrupted (continue with --resume).
+    """
+    check_source(model, filename)
+    config = FewShotConfig(crops_per_image=crops, **settings)
+    output = output or Path(f"{labels.stem}-adapted")
+    work = output.parent / f".{output.name}.partial"
+    _check_folders(output, work, resume)
+    columns = (images, image_column, score_column, lower_is_better)
+    known = open_labels(labels, *columns)
+    tested = None if test is None else open_labels(test, *columns)
+    check_rows(known, tested, config.shots)
+    warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files are named at the end
+    scorer = open_scorer(model, filename, revision, device=device)
+    if config.train_visual_prompts and not scorer.config.prompts.n_visual:
+        raise click.UsageError(f"--train-visual-prompts: {scorer.config.name} has no visual prompts")
+    from grmp_score.report.adaptation import write_summary
+
+    try:
+        adapted = _adapt(scorer, known, tested, config, work, resume)
+        origin = {"repo": _repository(model), "test": None if test is None else test.name}
+        weights = _publish(adapted, scorer.weights, output, name, **origin)
+        _write(adapted, weights, work, output, known.score_column)
+    except KeyboardInterrupt:
+        click.echo(_farewell(context, work), err=True)
+        sys.exit(130)
+    results = weights.config.results
+    with destination(None) as stream:
+        write_summary(stream, results, unit=known.score_column, span=known.scale.maximum - known.scale.minimum)
+        photos = os.path.join(os.path.dirname(known.paths[0]) or ".", "")
+        stream.write(f"\nThe new model is in {output}.  Use it with:\n")
+        stream.write(f"  grmp-score {shlex.join([photos, '--model', str(output)])}\n")
+    for image in results["unscored"]:
+        click.echo(f"{test or labels}: row {image['row']}: {image['path']!r}: {image['error']}", err=True)
+    if results["unscored"]:
+        click.echo(f"{len(results['unscored'])} test images could not be scored", err=True)
+        sys.exit(1)
+
+
+def _check_folders(output: Path, work: Path, resume: bool) -> None:
+    """The result must be new; a run that was stopped is continued on request only."""
+    if os.path.lexists(output):
+        raise GrmpScoreError("already exists", path=output, hint="Name another folder with -o, or remove this one")
+    if os.path.lexists(work) and not resume:
+        raise GrmpScoreError(
+            f"an unfinished run for {output} is here",
+            path=work,
+            hint="Continue it with --resume, or remove this folder to start anew",
+        )
+
+
+def _adapt(
+    scorer: Scorer, labels: Labels, test: Labels | None, config: FewShotConfig, work: Path, resume: bool
+) -> Adapted:
+    """`adapt` with a bar; a work folder that nothing can be continued from is removed."""
+    from grmp_score.trainer.finetune import adapt
+    from grmp_score.trainer.session import CHECKPOINT
+
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with training_progress() as progress:
+            return adapt(scorer, labels, config, test=test, work=work, resume=resume, progress=progress)
+    except ConfigError as error:
+        if error.path == str(work / CHECKPOINT):
+            hint = f"Give the same options, labels and model as before, or remove {work} to start anew"
+            raise ConfigError(error.reason, path=error.path, hint=hint) from error
+        raise
+    except GrmpScoreError as error:
+        if type(error) is not GrmpScoreError:
+            raise
+        shutil.rmtree(work)  # the loss is not finite: to continue would only end there again
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    finally:
+        if work.is_dir() and not (work / CHECKPOINT).is_file():
+            shutil.rmtree(work)
+
+
+def _publish(adapted: Adapted, start: Weights, folder: Path, name: str | None, **origin: str | None) -> Weights:
+    """The adapted weights with their provenance, published figures and card.
+
+    Args:
+        adapted: what was learned.
+        start: from which weights.
+        folder: to be written.
+        name: of the new weights; None takes the folder's.
+        origin: ``repo``, the start's Hub repository, and ``test``, the test file's name.
+    """
+    from grmp_score.report.adaptation import complete
+    from grmp_score.report.card import adapter_sha256, model_card
+
+    old = adapted.scorer.config
+    stage = old.training["stage_2"]
+    settings = FewShotConfig(**stage["settings"])
+    in_effect = {
+        "lr": settings.learning_rate,
+        "text_first_epochs": settings.text_epochs,
+        "crops_per_image": settings.crops_per_image or old.preprocess.patches,
+    }
+    stage = {
+        **stage,
+        "start_adapter_sha256": adapter_sha256(start),
+        "test": origin["test"],
+        "settings": {**stage["settings"], **in_effect},
+    }
+    config = dataclasses.replace(
+        old,
+        name=name or folder.name,
+        results=complete(adapted.results, adapted.test_predictions),
+        training={**old.training, "stage_2": stage},
+    )
+    card = model_card(config, start, folder=folder.name, repo=origin["repo"])
+    return dataclasses.replace(adapted.scorer.weights, config=config, card=card)
+
+
+def _write(adapted: Adapted, weights: Weights, work: Path, output: Path, unit: str) -> None:
+    """Writes all files aside and moves the folder into place in one step."""
+    from grmp_score.report.folder import write_folder
+
+    folder = work / "result"
+    if folder.exists():  # of a run that was killed here
+        shutil.rmtree(folder)
+    note = write_folder(folder, weights, adapted.history, adapted.test_predictions, unit=unit)
+    if note is not None:
+        click.echo(f"Note: {note}", err=True)
+    os.rename(folder, output)
+    shutil.rmtree(work)
+
+
+def _repository(model: str | None) -> str | None:
+    """The Hub repository that ``--model`` names, if it does."""
+    from grmp_score.weights import BUNDLED, CONFIG
+
+    local = model is None or Path(model).exists() or (BUNDLED / model / CONFIG).is_file()
+    return None if local else model
+
+
+def _farewell(context: click.Context, work: Path) -> str:
+    """What to say on Ctrl-C: how to continue, if there is anything to continue."""
+    words = ["grmp-score", "adapt"]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if not given or name == "resume":
+            continue
+        value = context.params[name]
+        if isinstance(value, bool):
+            words.append((parameter.opts if value else parameter.secondary_opts)[-1])
+        else:
+            words += [parameter.opts[-1], str(value)]
+    if not work.is_dir():
+        return f"Interrupted before anything was learned.  Start again with:\n  {shlex.join(words)}"
+    return f"Interrupted.  Continue with:\n  {shlex.join([*words, '--resume'])}"

@@ -1,0 +1,226 @@
+"""What an adaptation gave, as text and files: figures with intervals, in words, as a table, as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
+from typing import IO, TYPE_CHECKING, Any
+
+from grmp_score.report.rows import printable
+
+if TYPE_CHECKING:  # neither is needed to show --help
+    from grmp_score.trainer.fewshot import HistoryRow
+    from grmp_score.trainer.measure import Predictions
+
+#: Entry of the results -> who it is about.
+CONTENDERS = {"before": "un-adapted model", "ridge": "ridge regression", "after": "adapted model"}
+
+#: What the training is compared with, as sentences name it.
+_RIVALS = {"before": "the un-adapted model", "ridge": "the ridge regression on the un-adapted features"}
+
+
+def complete(results: dict[str, Any], predictions: Predictions | None) -> dict[str, Any]:
+    """Results as they are published: with all intervals, and without folder names.
+
+    Args:
+        results: `Adapted.results`.
+        predictions: `Adapted.test_predictions`.
+
+    Returns:
+        A copy.  The three contenders gain ``krcc_interval`` and ``rmse_interval`` (on the fitted curve); ``gain``
+        says by how much the adapted model's SRCC is above ``before`` and ``ridge`` (``srcc``, ``srcc_interval``:
+        bootstrap 95 %, the same resampled rows for both sides).  ``unscored`` keeps the files' names only.
+    """
+    import numpy as np
+
+    from grmp_score.metrics import Fit, bootstrap_interval, krcc, srcc_rows
+
+    unscored = [{**image, "path": printable(_name(image["path"]))} for image in results["unscored"]]
+    published = {**results, "unscored": unscored, "gain": None}
+    if predictions is None or None in results["after"]["fit"]["parameters"]:  # nothing, or too few rows
+        return published
+    labels, seed = predictions.labels, results["seed"]
+    good = labels.scores if labels.higher_is_better else -labels.scores
+    columns = {name: np.asarray(getattr(predictions, name)) for name in CONTENDERS}
+    krcc_rows = np.vectorize(krcc, signature="(n),(n)->()")
+    for name, column in columns.items():
+        fit = Fit(results[name]["fit"]["kind"], tuple(results[name]["fit"]["parameters"]))
+        squares = (fit(column) - labels.scores) ** 2
+        ends = {
+            "krcc": bootstrap_interval(krcc_rows, column, good, seed=seed),
+            "rmse": bootstrap_interval(lambda s, _: np.sqrt(s.mean(-1)), squares, good, seed=seed),
+        }
+        intervals = {f"{key}_interval": [_number(end) for end in pair] for key, pair in ends.items()}
+        published[name] = {**results[name], **intervals}
+    rows = np.arange(len(good), dtype=np.float64)  # resampled in place of predictions, to be used on both sides
+    published["gain"] = gains = {}
+    for name in _RIVALS:
+        after, rival = columns["after"], columns[name]
+
+        def difference(drawn: Any, y: Any, after: Any = after, rival: Any = rival) -> Any:
+            at = drawn.astype(np.int64)
+            return srcc_rows(after[at], y) - srcc_rows(rival[at], y)
+
+        ends_of_gain = bootstrap_interval(difference, rows, good, seed=seed)
+        value = float(difference(rows, good))
+        gains[f"over_{name}"] = {"srcc": _number(value), "srcc_interval": [_number(end) for end in ends_of_gain]}
+    return published
+
+
+def verdict(results: dict[str, Any]) -> str:
+    """In words, whether the adapted model is the best of the three; says so plainly when it is not.
+
+    Args:
+        results: of `complete`.
+    """
+    if results["gain"] is None:
+        return "Nothing was measured: too few images were left to test on, and there was no cross-validation."
+    if not any(results["chosen"].values()):
+        return (
+            "Training did not help: on the held-out folds no epoch did better than the start, so the adapted model "
+            f"is the un-adapted one.{_beaten_by_ridge(results)}"
+        )
+    if results["after"]["srcc"] is None:
+        return "No agreement can be stated: all predictions of the adapted model, or all labels, are equal."
+    gains = {name: results["gain"][f"over_{name}"] for name in _RIVALS}
+    ahead = [name for name, gain in gains.items() if gain["srcc"] is not None and gain["srcc"] > 0]
+    behind = [name for name, gain in gains.items() if gain["srcc"] is not None and gain["srcc"] <= 0]
+    sentences = [_lost(results, name) for name in behind]
+    if ahead:
+        parts = [f"{_RIVALS[name]} by {_with_interval(gains[name])}" for name in ahead]
+        sentences.append(f"The adapted model did better than {' and than '.join(parts)} in SRCC.")
+        unsure = sum(_within_chance(gains[name]) for name in ahead)
+        if unsure:
+            which = "This" if len(ahead) == 1 else "One of these" if unsure == 1 else "Both"
+            sentences.append(f"{which} may be chance: 0 lies in the interval.")
+    return " ".join(sentences)
+
+
+def measured_on(results: dict[str, Any]) -> str:
+    """Which rows the figures are about, as a sentence."""
+    count = results["shots"] if results["measured_on"] == "cross-validation" else results["n_test"]
+    if results["measured_on"] == "cross-validation":
+        return (
+            f"Measured on the {count} training images themselves, each predicted by a model that had not seen it; "
+            "the number of epochs was chosen on the same folds, so the adapted model looks a little too good."
+        )
+    return f"Measured on {count} images that were not trained on."
+
+
+def write_summary(stream: IO[str], results: dict[str, Any], *, unit: str, span: float) -> None:
+    """Writes the table of the three contenders, the cross-validation, and the verdict.
+
+    Args:
+        stream: where to.
+        results: of `complete`.
+        unit: name of the labels' column.
+        span: range of the labels.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(file=stream, highlight=False)
+    if results["gain"] is not None:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("")
+        for heading in ("SRCC", "95 % interval", "PLCC", "KRCC", "RMSE"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for key, who in CONTENDERS.items():
+            figures = results[key]
+            table.add_row(
+                f"{key}: {who}" if key != "ridge" else who,
+                shown(figures["srcc"]),
+                interval(figures["srcc_interval"]),
+                shown(figures["plcc"]),
+                shown(figures["krcc"]),
+                shown(figures["rmse"], span),
+            )
+        console.print(table)
+        console.print(
+            f"[dim]{measured_on(results)}  RMSE in units of {escape(printable(unit))}, after a fitted curve.[/]"
+        )
+    folds = results["cross_validation"]
+    if folds is not None:
+        console.print(f"\n{cross_validation(folds)}")
+    console.print(f"\n{verdict(results)}{_advice(results)}")
+
+
+def cross_validation(folds: dict[str, Any]) -> str:
+    """Mean and spread over the folds, as a sentence."""
+    return (
+        f"Cross-validation ({folds['folds']} folds): SRCC {_mean(folds, 'srcc')}, PLCC {_mean(folds, 'plcc')}; "
+        f"un-adapted {_mean(folds['before'], 'srcc')}, ridge {_mean(folds['ridge'], 'srcc')} (mean ± spread)."
+    )
+
+
+def write_results(stream: IO[str], results: dict[str, Any]) -> None:
+    """Writes ``results.json``."""
+    stream.write(json.dumps(results, indent=2, allow_nan=False) + "\n")
+
+
+def write_history(stream: IO[str], history: Iterable[HistoryRow]) -> None:
+    """Writes ``training.csv``: one row per step or look at held-out images; what does not apply is empty."""
+    rows = [dataclasses.asdict(row) for row in history]
+    writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def shown(value: float | None, span: float = 1.0) -> str:
+    """A figure to a thousandth of the range it lives in."""
+    return "-" if value is None else f"{value:.{max(0, 3 - math.floor(math.log10(span)))}f}"
+
+
+def interval(ends: list[float | None], span: float = 0.0) -> str:
+    """The ends of an interval; of correlations to a hundredth, which the bootstrap is not better than."""
+    if ends[0] is None or ends[1] is None:
+        return "-"
+    return f"{shown(ends[0], span)} .. {shown(ends[1], span)}" if span else f"{ends[0]:.2f} .. {ends[1]:.2f}"
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _advice(results: dict[str, Any]) -> str:
+    """What to do where the adapted model is not the best."""
+    gains = [gain["srcc"] for gain in (results["gain"] or {}).values()]
+    if any(gain is not None and gain <= 0 for gain in gains):
+        return "\nUse more labels, another start model, or other settings (epochs, learning rate, what is trained)."
+    return ""
+
+
+def _name(path: str) -> str:
+    return path.replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def _mean(figures: dict[str, Any], key: str) -> str:
+    return f"{shown(figures[f'{key}_mean'])} ± {shown(figures[f'{key}_std'])}"
+
+
+def _with_interval(gain: dict[str, Any]) -> str:
+    return f"{gain['srcc']:.3f} ({interval(gain['srcc_interval'])})"
+
+
+def _within_chance(gain: dict[str, Any]) -> bool:
+    low, high = gain["srcc_interval"]
+    return low is None or high is None or low <= 0 <= high
+
+
+def _lost(results: dict[str, Any], name: str) -> str:
+    rival, after = results[name]["srcc"], results["after"]["srcc"]
+    subject = _RIVALS[name][0].upper() + _RIVALS[name][1:]
+    if rival == after:
+        return f"{subject} did as well (SRCC {shown(rival)})."
+    chance = ", which may be chance" if _within_chance(results["gain"][f"over_{name}"]) else ""
+    return f"{subject} did better (SRCC {shown(rival)} against {shown(after)}{chance})."
+
+
+def _beaten_by_ridge(results: dict[str, Any]) -> str:
+    gain = results["gain"]["over_ridge"]["srcc"]
+    better = f" {_lost(results, 'ridge')}" if gain is not None and gain < 0 else ""
+    return better

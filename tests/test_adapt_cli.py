@@ -1,0 +1,565 @@
+"""`grmp-score adapt`: the folder it writes, what it says, its exit codes, and that it can be stopped anywhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from grmp_score.cli import adapt as adapt_module
+from grmp_score.cli import main as main_module
+from grmp_score.cli import progress
+from grmp_score.cli.main import cli
+from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
+from grmp_score.scorer import Scorer
+from grmp_score.trainer.fewshot import FewShotConfig, HistoryRow, Progress
+from grmp_score.trainer.finetune import adapt
+from grmp_score.trainer.labels import read_labels
+
+from .conftest import TINY_CLIP, Photo, make_photo, random_weights
+from .hub_server import HubServer
+
+N = 30
+FILES = ["README.md", "adapter.safetensors", "backbone.safetensors", "config.json", "results.json", "training.csv"]
+PICTURES = ["scatter.png", "training.png"]
+#: Quick, and exact; the text context alone needs no image tower.
+FAST = ["--train", "prompts", "--epochs", "3", "--folds", "2", "--precision", "float32"]
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, thirty pictures, and labels of them by brightness."""
+    folder = tmp_path_factory.mktemp("task")
+    config = ModelConfig(
+        name="tiny",
+        backbone=Backbone(model_cfg=TINY_CLIP),
+        prompts=PromptConfig(n_visual=2),
+        preprocess=Preprocess(patch_size=32, patches=2),
+        adapted_blocks=2,
+    )
+    random_weights(config).save(folder / "tiny")
+    (folder / "photos").mkdir()
+    rng, rows = np.random.default_rng(0), ["image,mos"]
+    for i in range(N):
+        brightness = rng.uniform(0.3, 1)
+        pixels = np.asarray(make_photo(40, 36, seed=i)) * brightness
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "photos" / f"{i}.png")
+        rows.append(f"photos/{i}.png,{1 + 4 * brightness:.3f}")
+    (folder / "mine.csv").write_text("\n".join(rows) + "\n")
+    (folder / "half.csv").write_text("\n".join(rows[:16]) + "\n")
+    (folder / "rest.csv").write_text("\n".join(rows[:1] + rows[16:]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def here(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, which begins with links to the task."""
+    monkeypatch.chdir(tmp_path)
+    for item in task.iterdir():
+        (tmp_path / item.name).symlink_to(item, target_is_directory=item.is_dir())
+    return tmp_path
+
+
+def run(*args: str | Path) -> Result:
+    """The command in this process; whatever is not an exit code is raised."""
+    result = CliRunner().invoke(cli, ["adapt", *map(str, args)], env={"COLUMNS": "80"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def run_fast(*args: str | Path) -> Result:
+    """With the tiny model and little training."""
+    return run("--labels", "mine.csv", "-m", "tiny", *FAST, *args)
+
+
+def assert_refused(result: Result, pattern: str, code: int = 2) -> None:
+    """The exit code, one line on stderr that matches, nothing on stdout, and nothing left behind."""
+    assert (result.exit_code, result.stdout) == (code, ""), result.output
+    assert "Traceback" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1 and result.stderr.splitlines()[-1] == errors[0]
+    assert re.search(pattern, errors[0]), errors[0]
+
+
+def left_behind() -> list[str]:
+    """What lies in the working folder besides the task."""
+    return sorted(item.name for item in Path().iterdir() if not item.is_symlink())
+
+
+# ------------------------------------------------------------------ the result
+
+
+@pytest.fixture(scope="module")
+def made(task: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The folder of one run of the paper's recipe, and what was said."""
+    folder = tmp_path_factory.mktemp("made") / "my-camera"
+    args = ["--labels", task / "mine.csv", "-m", task / "tiny", "--shots", "16", "-o", folder, "--epochs", "2"]
+    args += ["--text-first-epochs", "2", "--folds", "2", "--lr", "1e-3", "--precision", "float32", "--seed", "3"]
+    return folder, run(*args)
+
+
+def test_the_folder_holds_everything(made: tuple[Path, Result]) -> None:
+    """Weights, card, figures, history and two pictures; no work folder next to it."""
+    folder, result = made
+    assert result.exit_code == 0
+    assert sorted(p.name for p in folder.iterdir()) == sorted(FILES + PICTURES)
+    assert [p.name for p in folder.parent.iterdir()] == ["my-camera"]
+    for name in PICTURES:
+        with Image.open(folder / name) as picture:
+            assert picture.format == "PNG" and min(picture.size) > 300
+
+
+def test_the_folder_is_what_the_library_gives(made: tuple[Path, Result], task: Path, photo: Photo) -> None:
+    """It loads, scores as the library's result, and keeps scale, provenance and figures."""
+    folder, _ = made
+    start = Scorer.from_pretrained(task / "tiny")
+    config = FewShotConfig(shots=16, epochs=2, text_first_epochs=2, folds=2, lr=1e-3, precision="float32", seed=3)
+    expected = adapt(start, read_labels(task / "mine.csv"), config)
+    scorer = Scorer.from_pretrained(folder)
+    assert scorer.score(photo()) == expected.scorer.score(photo())
+    assert scorer.config.name == "my-camera" and scorer.config.label_scale == expected.scorer.config.label_scale
+    results = json.loads((folder / "results.json").read_text())
+    assert results == scorer.config.results
+    for name in ("before", "ridge", "after"):
+        assert results[name].items() >= expected.results[name].items()
+    assert {k: results[k] for k in ("n_test", "shots", "seed")} == {"n_test": N - 16, "shots": 16, "seed": 3}
+    assert results["cross_validation"] == expected.results["cross_validation"]
+    with open(folder / "training.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(expected.history) and list(rows[0]) == list(HistoryRow.__dataclass_fields__)
+    assert [r["loss"] for r in rows] == ["" if h.loss is None else str(h.loss) for h in expected.history]
+
+
+def test_results_have_intervals_and_gains(made: tuple[Path, Result]) -> None:
+    """Every figure lies in its interval; a gain is the difference of two SRCC."""
+    results = json.loads((made[0] / "results.json").read_text())
+    for name in ("before", "ridge", "after"):
+        for key in ("srcc", "plcc", "krcc", "rmse"):
+            low, high = results[name][f"{key}_interval"]
+            assert low < high and low - 0.05 <= results[name][key] <= high + 0.05
+    for name in ("before", "ridge"):
+        gain = results["gain"][f"over_{name}"]
+        assert gain["srcc"] == pytest.approx(results["after"]["srcc"] - results[name]["srcc"])
+        assert gain["srcc_interval"][0] <= gain["srcc"] <= gain["srcc_interval"][1]
+
+
+def test_the_screen_shows_the_figures_and_the_command(made: tuple[Path, Result], task: Path) -> None:
+    """Three rows, what they were measured on, the verdict, and a command that can be pasted; 80 columns."""
+    folder, result = made
+    results = json.loads((folder / "results.json").read_text())
+    text = " ".join(result.stdout.split())
+    for line, name in (("before: un-adapted model", "before"), ("ridge regression", "ridge"), ("after: ", "after")):
+        assert re.search(
+            rf"^{line}.* {results[name]['srcc']:.3f} .*{results[name]['rmse']:.3f}", result.stdout, re.M
+        )
+    assert f"Measured on {N - 16} images that were not trained on." in text
+    assert f"Cross-validation (2 folds): SRCC {results['cross_validation']['srcc_mean']:.3f} ± " in text
+    assert "did better" in text or "Training did not help" in text
+    last = result.stdout.splitlines()[-1]
+    assert shlex.split(last) == ["grmp-score", f"{task}/photos/", "--model", str(folder)]
+    scored = CliRunner().invoke(cli, [*shlex.split(last)[1:], "--format", "jsonl"])
+    assert scored.exit_code == 0 and len(scored.stdout.splitlines()) == N
+    assert max(map(len, result.stdout.splitlines()[:-2])) <= 80
+    assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_progress_is_no_flood(made: tuple[Path, Result]) -> None:
+    """Where there is no terminal, a line for every stage."""
+    stages = [line.split(":")[0] for line in made[1].stderr.splitlines()]
+    assert stages[:2] == ["Reading", "Validating"] and stages[-1] == "Testing" and len(stages) <= 4
+
+
+def test_no_place_is_told(made: tuple[Path, Result], task: Path) -> None:
+    """Nothing that may be uploaded says in which folder the labels lay."""
+    for name in ("config.json", "README.md", "results.json"):
+        assert str(task) not in (made[0] / name).read_text(encoding="utf-8")
+
+
+def test_push_and_fetch(made: tuple[Path, Result], hub: HubServer, photo: Photo) -> None:
+    """The result goes to the Hub with its card and comes back as it was."""
+    hub.add_token("hf_me", user="me")
+    scorer = Scorer.from_pretrained(made[0])
+    scorer.push_to_hub("me/my-camera", token="hf_me")
+    again = Scorer.from_pretrained("me/my-camera")
+    assert again.score(photo()) == scorer.score(photo())
+    assert again.weights.card == (made[0] / "README.md").read_text(encoding="utf-8")
+
+
+def test_start_from_the_hub(hub: HubServer, task: Path) -> None:
+    """The card names the repository as the base model."""
+    hub.add_repo("org/tiny", {p.name: p.read_bytes() for p in (task / "tiny").iterdir()})
+    result = run("--labels", "mine.csv", "-m", "org/tiny", "--shots", "20", *FAST)
+    assert result.exit_code == 0
+    assert "\nbase_model: org/tiny\n" in Path("mine-adapted/README.md").read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------ options, variants
+
+
+def test_defaults_name_and_all_rows() -> None:
+    """Without -o the folder is called after the labels; without --shots the folds are what is measured on."""
+    result = run_fast()
+    assert result.exit_code == 0 and left_behind() == ["mine-adapted"]
+    config = ModelConfig.from_json(Path("mine-adapted/config.json").read_text())
+    assert config.name == "mine-adapted" and config.results["measured_on"] == "cross-validation"
+    assert config.results["shots"] == N and config.results["n_test"] == 0
+    assert f"Measured on the {N} training images themselves" in " ".join(result.stdout.split())
+
+
+def test_a_test_file_of_ones_own() -> None:
+    """--test is what is measured on, and named in the card; --name is the name."""
+    result = run("--labels", "half.csv", "--test", "rest.csv", "-m", "tiny", *FAST, "--name", "yours", "-o", "out")
+    assert result.exit_code == 0
+    config = ModelConfig.from_json(Path("out/config.json").read_text())
+    assert config.name == "yours" and config.results["n_test"] == N - 15 and config.results["shots"] == 15
+    assert "`rest.csv`" in Path("out/README.md").read_text(encoding="utf-8")
+    assert 'from_pretrained("out")' in Path("out/README.md").read_text(encoding="utf-8")
+
+
+def test_nothing_to_measure_on() -> None:
+    """No rows left and no folds: the model is made, and it is said that nothing is known of it."""
+    result = run_fast("--folds", "0")
+    assert result.exit_code == 0 and "Nothing was measured" in result.stdout and "SRCC" not in result.stdout
+    assert not Path("mine-adapted/scatter.png").exists() and Path("mine-adapted/training.png").exists()
+    assert "model-index" not in Path("mine-adapted/README.md").read_text(encoding="utf-8")
+
+
+def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each one sets what it says."""
+    seen: list[FewShotConfig] = []
+
+    class _Stopped(Exception):
+        pass
+
+    def stop(scorer: Scorer, labels: Any, config: FewShotConfig, **_: Any) -> None:
+        seen.append(config)
+        raise _Stopped
+
+    monkeypatch.setattr("grmp_score.trainer.finetune.adapt", stop)
+    with pytest.raises(_Stopped):
+        run("--labels", "mine.csv", "-m", "tiny")
+    assert seen == [FewShotConfig()] and left_behind() == []
+    args = (
+        "--shots 9 --train prompts --train-visual-prompts --epochs 7 --text-first-epochs 2 --lr 0.5 --optimizer sgd"
+    )
+    args += " --qgr-lambda 1 --qgr-form global --crops 3 --flips --folds 4 --seed 5 --precision bfloat16"
+    with pytest.raises(_Stopped):
+        run("--labels", "mine.csv", "-m", "tiny", *args.split())
+    assert seen[1] == FewShotConfig(
+        shots=9,
+        train="prompts",
+        train_visual_prompts=True,
+        epochs=7,
+        text_first_epochs=2,
+        lr=0.5,
+        optimizer="sgd",
+        qgr_lambda=1.0,
+        qgr_form="global",
+        crops_per_image=3,
+        flips=True,
+        folds=4,
+        seed=5,
+        precision="bfloat16",
+    )
+
+
+def test_without_matplotlib_all_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line says what to install; the exit code is 0."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = run_fast("--shots", "20")
+    assert result.exit_code == 0
+    assert sorted(p.name for p in Path("mine-adapted").iterdir()) == FILES
+    notes = [line for line in result.stderr.splitlines() if line.startswith("Note: ")]
+    assert len(notes) == 1 and "pip install 'grmp_score[train]'" in notes[0]
+
+
+def test_test_images_that_cannot_be_read_are_named(here: Path) -> None:
+    """Exit code 1, row and reason on stderr, the rest is measured; the folder tells no path."""
+    rows = (here / "rest.csv").read_text().splitlines()
+    (here / "broken.png").write_bytes(b"no image")
+    (here / "test.csv").write_text("\n".join([*rows, "broken.png,3"]) + "\n")
+    result = run("--labels", "half.csv", "--test", "test.csv", "-m", "tiny", *FAST)
+    assert result.exit_code == 1
+    assert re.search(r"^test\.csv: row 17: 'broken\.png': not an image", result.stderr, re.MULTILINE)
+    assert result.stderr.splitlines()[-1] == "1 test images could not be scored"
+    results = json.loads(Path("half-adapted/results.json").read_text())
+    assert results["n_test"] == N - 15 and [u["path"] for u in results["unscored"]] == ["broken.png"]
+
+
+# -------------------------------------------------------------------- mistakes
+
+HEADER = "image,mos\n"
+GOOD = [f"photos/{i}.png,{i}" for i in range(8)]
+
+
+def table(*rows: str, header: str = "image,mos") -> bytes:
+    """A CSV of eight good rows and these."""
+    return "\n".join([header, *GOOD, *rows]).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "pattern"),
+    [
+        (None, "no such file"),
+        (b"", "empty"),
+        (b"image,mos\n", "0 rows of labels"),
+        (table()[:40], "rows of labels, expected at least"),
+        (table("photos/9.png,good"), "row 10: the score 'good' is not a number"),
+        (table("photos/9.png,"), "row 10: the score is empty"),
+        (table('photos/9.png,"3,5"'), "row 10: .* decimal comma"),
+        (table("photos/9.png,nan"), "row 10: the score is nan"),
+        (table("photos/9.png,inf"), "row 10: the score is inf"),
+        (table("photos/9.png,1e200"), "row 10: .* too large"),
+        (table(",3"), "row 10: the image is empty"),
+        (table("photos/gone.png,3"), r"row 10: no such image file 'photos/gone\.png'.*--images"),
+        (table("photos,3"), "row 10: 'photos' is a folder"),
+        (table("photos/3.png,3"), "row 10: the image 'photos/3.png' is already in row 5"),
+        (table("./photos/../photos/3.png,3"), "row 10: .* is already in row 5"),
+        (table(header="photo,mos"), r"no image column: .* \(--image-column\)"),
+        (table(header="image,stars"), r"no score column: .* \(--score-column\)"),
+        (b"image,mos,score\n" + b"\n".join(f"{r},1".encode() for r in GOOD), "2 columns could be the score"),
+        (b"image,mos\n" + b"\n".join(f"photos/{i}.png,3".encode() for i in range(8)), "all scores are 3"),
+        (table("photos/9.png,3,4"), "row 10"),
+        (table().replace(b"image", b"im\xe4ge"), "UTF-8|utf-8"),
+        (table().decode().encode("utf-16"), "UTF-16|utf-8|UTF-8"),
+        (table().replace(b",", b"|"), "image column|delimiter|separated"),
+        (table("broken.png,3"), "1 of .* row 10|row 10: 'broken.png'|broken.png"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "."),
+    ],
+)
+def test_every_mistake_in_labels_is_one_line(here: Path, content: bytes | None, pattern: str) -> None:
+    """Exit code 2, file, row and value named, and no folder is left."""
+    (here / "broken.png").write_bytes(b"no image")
+    if content is not None:
+        (here / "bad.csv").write_bytes(content)
+    assert_refused(run("--labels", "bad.csv", "-m", "tiny", *FAST), rf"bad\.csv.*({pattern})")
+    assert left_behind() == sorted({"broken.png"} | ({"bad.csv"} if content is not None else set()))
+
+
+@pytest.mark.parametrize(
+    ("args", "pattern"),
+    [
+        ([], "--labels"),
+        (
+            ["--labels", "mine.csv", "--shots", "31"],
+            r"mine\.csv: labels of 30 images, expected at least 31.*--shots",
+        ),
+        (["--labels", "mine.csv", "--shots", "3"], "--shots"),
+        (["--labels", "mine.csv", "--test", "gone.csv"], r"gone\.csv: no such file"),
+        (
+            ["--labels", "mine.csv", "--test", "rest.csv"],
+            r"rest\.csv: row 2: .* row 17 of mine\.csv \(15 such images\)",
+        ),
+        (["--labels", "mine.csv", "--score-column", "stars"], "no column 'stars'"),
+        (["--labels", "mine.csv", "--folds", "1"], "folds must be 0"),
+        (["--labels", "mine.csv", "--lr", "-1"], "lr must be positive"),
+        (["--labels", "mine.csv", "--epochs", "0", "--train", "prompts"], "nothing would be trained"),
+        (["--labels", "mine.csv", "--qgr-lambda", "-1"], "--qgr-lambda"),
+        (["--labels", "mine.csv", "--filename", "a.pt"], "--filename needs --model"),
+        (["--labels", "mine.csv", "-m", "no/such/folder"], "no/such/folder: no such folder"),
+        (["--labels", "mine.csv", "-o", "photos"], "photos: already exists.* -o"),
+    ],
+)
+def test_wrong_usage_is_one_line(args: list[str], pattern: str, hub: HubServer) -> None:
+    """Exit code 2 before anything is written."""
+    assert_refused(run(*args), pattern)
+    assert left_behind() == []
+
+
+def test_visual_prompts_must_be_there() -> None:
+    """A start model without any is named."""
+    config = ModelConfig(
+        name="bare",
+        backbone=Backbone(model_cfg=TINY_CLIP),
+        preprocess=Preprocess(patch_size=32, patches=2),
+        adapted_blocks=2,
+    )
+    random_weights(config).save("bare")
+    result = run("--labels", "mine.csv", "-m", "bare", "--train-visual-prompts")
+    assert_refused(result, "--train-visual-prompts: bare has no visual prompts")
+    assert left_behind() == ["bare"]
+
+
+def test_a_result_is_never_overwritten() -> None:
+    """Neither with --resume nor without, and not by a name of its own."""
+    Path("mine-adapted").mkdir()
+    for more in ([], ["--resume"]):
+        assert_refused(run_fast(*more), "mine-adapted: already exists")
+
+
+def test_a_loss_that_is_not_finite_ends_with_1() -> None:
+    """Fold and step are named, and nothing is left to trip over."""
+    result = run_fast("--lr", "1e38", "--optimizer", "sgd")
+    assert_refused(result, "not finite in fold 1, phase 'all', step", code=1)
+    assert left_behind() == []
+
+
+# ------------------------------------------------------------------ stop, resume
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """`interrupt(stage, done)` presses Ctrl-C at this step of the next run."""
+
+    def arm(stage: str, done: int) -> None:
+        def press(step: Progress) -> None:
+            if (step.stage, step.done) == (stage, done):
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(progress._Lines, "__call__", lambda self, step: press(step))
+
+    return arm
+
+
+@pytest.mark.parametrize(("stage", "done"), [("cross-validation", 3), ("cross-validation", 6), ("testing", 5)])
+def test_ctrl_c_says_how_to_continue(interrupt: Callable[[str, int], None], stage: str, done: int) -> None:
+    """Exit code 130; the command that it names ends with the weights of a run that was never stopped."""
+    args = ["--shots", "16", "--epochs", "4"]
+    assert run_fast(*args, "-o", "whole").exit_code == 0
+    interrupt(stage, done)
+    result = run_fast(*args, "-o", "my work")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert left_behind() == [".my work.partial", "whole"]
+    assert result.stderr.splitlines()[0] == "Interrupted.  Continue with:"
+    words = shlex.split(result.stderr.splitlines()[1])
+    assert words[:2] == ["grmp-score", "adapt"] and words[-1] == "--resume"
+    interrupt("none", 0)
+    assert_refused(run(*words[2:-1]), r"\.my work\.partial: an unfinished run for my work.*--resume")
+    assert_refused(run(*words[2:], "--seed", "1"), "run with other .*seed.*Give the same options, labels and model")
+    assert run(*words[2:]).exit_code == 0
+    assert left_behind() == ["my work", "whole"]
+    for name in ("adapter.safetensors", "results.json"):
+        assert Path("whole", name).read_bytes() == Path("my work", name).read_bytes()
+
+
+def test_ctrl_c_before_anything_was_learned(interrupt: Callable[[str, int], None]) -> None:
+    """Nothing is left, and it says so."""
+    interrupt("reading", 4)
+    result = run_fast()
+    assert result.exit_code == 130 and "before anything was learned" in result.stderr and left_behind() == []
+
+
+def test_resume_without_a_stopped_run_begins_one() -> None:
+    """So a script may always give it."""
+    assert run_fast("--resume").exit_code == 0
+
+
+def test_a_full_disk_leaves_no_half_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure while the folder is written is one line; --resume then writes it."""
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("grmp_score.report.folder.write_history", full)
+        result = run_fast()
+    assert_refused(result, "No space left on device")
+    assert left_behind() == [".mine-adapted.partial"]
+    assert run_fast("--resume").exit_code == 0 and left_behind() == ["mine-adapted"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_as_a_real_process(here: Path, number: signal.Signals) -> None:
+    """A signal in the middle leaves the work, and no result; --resume gives the same weights."""
+    args = ["--labels", "mine.csv", "-m", "tiny", *FAST, "--epochs", "40"]
+    code = (
+        # Where a shell started the tests in the background, Ctrl-C is switched off.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from grmp_score.cli import progress; progress.LINE_SECONDS = 0\n"
+        "from grmp_score.cli.main import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "adapt", *args, "-o", "out"],
+        env={**os.environ, "PYTHONPATH": str(Path(main_module.__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        step = re.match(r"Validating: (\d+)/(\d+)", line)
+        if step and int(step[1]) > 0.6 * int(step[2]):  # in the second of two folds
+            process.send_signal(number)
+            break
+    output, errors = process.communicate(timeout=300)
+    assert output == "" and "Traceback" not in seen + errors
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    if number == signal.SIGINT:
+        assert shlex.split(errors.splitlines()[-1])[-1] == "--resume"
+    assert left_behind() == [".out.partial"]
+    assert run(*args, "-o", "out", "--resume").exit_code == 0
+    assert run(*args, "-o", "whole").exit_code == 0
+    assert left_behind() == ["out", "whole"]
+    name = "adapter.safetensors"
+    assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
+
+
+# -------------------------------------------------------------------- progress
+
+
+def steps() -> list[Progress]:
+    """What a short run reports."""
+    row = HistoryRow(0, "text", 1, 1, loss=0.5)
+    look = HistoryRow(0, "text", 1, 1, validation_srcc=0.25)
+    validating = [Progress("cross-validation", i, 10, look if i == 5 else row) for i in range(1, 11)]
+    return [Progress("reading", i, 3) for i in range(1, 4)] + validating
+
+
+def test_lines_come_once_a_minute(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With loss, validation SRCC and time left."""
+    clock = iter(range(0, 1000, 25))
+    monkeypatch.setattr("grmp_score.cli.progress.time.monotonic", lambda: next(clock))
+    lines = progress._Lines()
+    for step in steps():
+        lines(step)
+    assert capsys.readouterr().err.splitlines() == [
+        "Reading: 3 images",
+        "Validating: 10 steps",
+        "Validating: 4/10, text side, loss 0.500, 2 min left",
+        "Validating: 7/10, text side, loss 0.500, validation SRCC 0.250, 75 s left",
+        "Validating: 10/10, text side, loss 0.500, validation SRCC 0.250, 0 s left",
+    ]
+
+
+def test_a_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bar for every stage, which fits into 80 columns."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with progress.training_progress() as report:
+        for step in steps():
+            report(step)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    last = [line for line in re.split(r"[\r\n]+", text) if line.startswith("Validating")][-1]
+    assert "100%" in last and "text side, loss 0.500, validation SRCC 0.250" in last and len(last.rstrip()) <= 80
+
+
+def test_help_examples_are_understood() -> None:
+    """Every example of the help is a command that parses."""
+    text = adapt_module.command.help or ""
+    examples = re.findall(r"^ +(grmp-score .*)$", text, re.MULTILINE)
+    assert len(examples) == 4
+    for example in examples:
+        words = shlex.split(example)
+        assert words[:2] == ["grmp-score", "adapt"]
+        adapt_module.command.make_context("adapt", words[2:])
