@@ -12,7 +12,7 @@ from grmp_score.errors import ConfigError
 DEFAULT_LR = {
     ("sgd", "blocks"): 1e-3,
     ("sgd", "prompts"): 2e-3,
-    ("adamw", "blocks"): 2e-5,
+    ("adamw", "blocks"): 5e-6,
     ("adamw", "prompts"): 2e-3,
 }
 DEFAULT_TEXT_FIRST_EPOCHS = 20
@@ -63,7 +63,7 @@ class FewShotConfig:
     lr: float | None = None
     weight_decay: float = 1e-4
     momentum: float = 0.9
-    epochs: int = 6
+    epochs: int = 2
     batch_size: int = 16
     crops_per_image: int | None = None
     crops_per_step: int = 2
@@ -71,10 +71,10 @@ class FewShotConfig:
     warm_up_epochs: int = 1
     warm_up_lr: float = 1e-5
     text_first_epochs: int | None = None
-    text_first_lr: float = 1e-3
+    text_first_lr: float = 1e-4
     qgr_lambda: float = 5.0
     qgr_form: Literal["per_parameter", "global"] = "per_parameter"
-    folds: int = 5
+    folds: int = 3
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     cache_dtype: Literal["float16", "float32"] = "float16"
     cache_bytes: int = 3 * 2**29
