@@ -195,8 +195,17 @@ def _last_block_for_cls(clip: CLIP, tokens: Tensor, prompts: Tensor | None) -> T
     if prompts is not None and prompts.shape[1]:
         tokens = torch.cat([tokens[:, :1], prompts[-1].expand(tokens.shape[0], -1, -1), tokens[:, 1:]], dim=1)
     normed = block.ln_1(tokens)
-    attended = block.attn(normed[:, :1], normed, normed, need_weights=False)[0]
-    cls = tokens[:, :1] + block.ls_1(attended)
+    batch, _, width = normed.shape
+    weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+    query = nn.functional.linear(normed[:, :1].contiguous(), weight[:width], bias[:width])
+    key, value = nn.functional.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
+
+    def by_head(x: Tensor) -> Tensor:
+        return x.reshape(batch, -1, block.attn.num_heads, block.attn.head_dim).transpose(1, 2)
+
+    attended = nn.functional.scaled_dot_product_attention(by_head(query), by_head(key), by_head(value))
+    attended = attended.transpose(1, 2).reshape(batch, 1, width)
+    cls = tokens[:, :1] + block.ls_1(block.attn.out_proj(attended))
     result: Tensor = cls + block.ls_2(block.mlp(block.ln_2(cls)))
     return result
 
