@@ -546,7 +546,7 @@ def test_a_test_image_that_cannot_be_read_is_left_out(scorer: Scorer, labels: La
     adapted = adapt(scorer, labels, PLAIN)
     assert adapted.results["n_test"] == adapted.results["after"]["n"] == 5
     (unscored,) = adapted.results["unscored"]
-    assert unscored["path"] == str(labels.paths[rest[2]]) and unscored["row"] == labels.rows[rest[2]]
+    assert unscored["path"] == labels.paths[rest[2]].name and unscored["row"] == labels.rows[rest[2]]
     assert adapted.test_predictions is not None and len(adapted.test_predictions.labels) == 5
 
 
@@ -888,3 +888,11 @@ def test_history_rows_are_plain_data() -> None:
     row = HistoryRow(None, "all", 1, 2, 0.5, 0.1, 90.0, None, 1e-3, 2.0)
     assert HistoryRow(**json.loads(json.dumps(dataclasses.asdict(row)))) == row
     assert srcc([1, 2, 3], [1, 2, 3]) == 1.0
+
+
+def test_visual_prompts_that_are_not_there_cannot_train(tiny_config: ModelConfig, labels: Labels) -> None:
+    """The library says so before anything is read."""
+    prompts = dataclasses.replace(tiny_config.prompts, n_visual=0)
+    bare = Scorer(random_weights(dataclasses.replace(tiny_config, prompts=prompts)), device="cpu")
+    with pytest.raises(ConfigError, match="no visual prompts to train"):
+        adapt(bare, labels, FewShotConfig(train_visual_prompts=True))

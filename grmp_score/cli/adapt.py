@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from grmp_score.cli.options import check_rows, check_source, label_options, open_labels, open_scorer
+from grmp_score.cli.options import (
+    check_rows,
+    check_source,
+    device_option,
+    label_options,
+    model_options,
+    open_labels,
+    open_scorer,
+)
 from grmp_score.cli.output import destination
 from grmp_score.cli.progress import training_progress
 from grmp_score.errors import ConfigError, GrmpScoreError
@@ -45,17 +53,7 @@ _DEFAULT = FewShotConfig()
     type=click.Path(path_type=Path),
     help="Folder to write; must not exist yet.  [default: that of --labels with -adapted, here]",
 )
-@click.option(
-    "-m",
-    "--model",
-    default=None,
-    metavar="MODEL",
-    help="Where to start: weights folder, Hub repository (owner/name) or bundled model.  [default: mini]",
-)
-@click.option(
-    "--filename", default=None, metavar="FILE.pt", help="Official checkpoint in that folder or repository."
-)
-@click.option("--revision", default=None, help="Branch, tag or commit of the Hub repository.")
+@model_options
 @click.option("--name", help="Name of the new weights.  [default: that of the folder]")
 @click.option(
     "--train",
@@ -115,13 +113,7 @@ _DEFAULT = FewShotConfig()
     show_default=True,
     help="Of the training; auto is bfloat16 where the processor is fast at it.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
+@device_option
 @click.option(
     "--seed",
     type=click.IntRange(0),

@@ -9,7 +9,17 @@ from typing import Any
 
 import click
 
-from grmp_score.cli.options import check_source, label_options, open_labels, open_scorer
+from grmp_score.cli.options import (
+    check_source,
+    device_option,
+    format_option,
+    label_options,
+    model_options,
+    open_labels,
+    open_scorer,
+    output_option,
+    patches_option,
+)
 from grmp_score.cli.output import destination
 from grmp_score.cli.progress import progress_bar
 from grmp_score.report.evaluation import FORMATS, write_json, write_table
@@ -17,17 +27,7 @@ from grmp_score.report.evaluation import FORMATS, write_json, write_table
 
 @click.command()
 @label_options
-@click.option(
-    "-m",
-    "--model",
-    default=None,
-    metavar="MODEL",
-    help="Weights folder, Hub repository (owner/name) or bundled model.  [default: mini, which needs no network]",
-)
-@click.option(
-    "--filename", default=None, metavar="FILE.pt", help="Official checkpoint in that folder or repository."
-)
-@click.option("--revision", default=None, help="Branch, tag or commit of the Hub repository.")
+@model_options
 @click.option("--by", metavar="COLUMN", help="Also measure every group of images with one value in this column.")
 @click.option(
     "--worst",
@@ -36,31 +36,10 @@ from grmp_score.report.evaluation import FORMATS, write_json, write_table
     show_default=True,
     help="How many of the largest disagreements to list.",
 )
-@click.option(
-    "-f",
-    "--format",
-    "output_format",
-    type=click.Choice(FORMATS),
-    default="table",
-    show_default=True,
-    help="Form of the output.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write to this file, not to the screen.",
-)
-@click.option(
-    "--patches", type=click.IntRange(1), help="Patches per image.  [default: the weights' own, usually 10]"
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
+@format_option(FORMATS)
+@output_option
+@patches_option
+@device_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the intervals.")
 def command(
     model: str | None,

@@ -1,9 +1,9 @@
-"""Options and checks of the commands: opening a model, and reading labels."""
+"""Options and checks that several commands share: opening a model, reading labels, writing results."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +16,60 @@ if TYPE_CHECKING:
     from grmp_score.trainer.labels import Labels
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def model_options(command: F) -> F:
+    """Adds the options that `open_scorer` takes, but for those of `Scorer`."""
+    options = (
+        click.option(
+            "-m",
+            "--model",
+            default=None,
+            metavar="MODEL",
+            help="Weights folder, Hub repository (owner/name) or bundled model.  "
+            "[default: mini, which needs no network]",
+        ),
+        click.option(
+            "--filename", default=None, metavar="FILE.pt", help="Official checkpoint in that folder or repository."
+        ),
+        click.option("--revision", default=None, help="Branch, tag or commit of the Hub repository."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
+
+patches_option = click.option(
+    "--patches", type=click.IntRange(1), help="Patches per image.  [default: the weights' own, usually 10]"
+)
+
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write to this file, not to the screen.",
+)
+
+
+def format_option(formats: Sequence[str]) -> Callable[[F], F]:
+    """Adds ``--format``, passed as ``output_format``; the table is the default."""
+    return click.option(
+        "-f",
+        "--format",
+        "output_format",
+        type=click.Choice(formats),
+        default="table",
+        show_default=True,
+        help="Form of the output.",
+    )
 
 
 def label_options(command: F) -> F:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from grmp_score.cli.options import device_option
 from grmp_score.cli.progress import progress_bar
 from grmp_score.errors import GrmpScoreError, MissingExtraError
 
@@ -92,7 +93,7 @@ from grmp_score.errors import GrmpScoreError, MissingExtraError
 @click.option(
     "--jobs", type=click.IntRange(1), default=None, help="Processes that prepare images.  [default: cores]"
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@device_option
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
 def command(
     references: Path | None,

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import click
 
-from grmp_score.cli.options import check_source, open_scorer
+from grmp_score.cli.options import (
+    check_source,
+    device_option,
+    format_option,
+    model_options,
+    open_scorer,
+    output_option,
+    patches_option,
+)
 from grmp_score.cli.output import destination
 from grmp_score.cli.progress import progress_bar
 from grmp_score.inputs import find_images
@@ -17,42 +25,11 @@ from grmp_score.report.rows import FORMATS, make_writer
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=str))
-@click.option(
-    "-m",
-    "--model",
-    default=None,
-    metavar="MODEL",
-    help="Weights folder, Hub repository (owner/name) or bundled model.  [default: mini, which needs no network]",
-)
-@click.option(
-    "--filename", default=None, metavar="FILE.pt", help="Official checkpoint in that folder or repository."
-)
-@click.option("--revision", default=None, help="Branch, tag or commit of the Hub repository.")
-@click.option(
-    "-f",
-    "--format",
-    "output_format",
-    type=click.Choice(FORMATS),
-    default="table",
-    show_default=True,
-    help="Form of the output.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write to this file, not to the screen.",
-)
-@click.option(
-    "--patches", type=click.IntRange(1), help="Patches per image.  [default: the weights' own, usually 10]"
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
+@model_options
+@format_option(FORMATS)
+@output_option
+@patches_option
+@device_option
 @click.option("--batch-size", type=click.IntRange(1), help="Images per pass.  [default: 1 on a CPU, else 16]")
 @click.option("--workers", type=click.IntRange(1), help="Threads that read images.  [default: cores, at most 4]")
 def command(

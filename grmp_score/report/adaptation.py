@@ -32,13 +32,13 @@ def complete(results: dict[str, Any], predictions: Predictions | None) -> dict[s
     Returns:
         A copy.  The three contenders gain ``krcc_interval`` and ``rmse_interval`` (on the fitted curve); ``gain``
         says by how much the adapted model's SRCC is above ``before`` and ``ridge`` (``srcc``, ``srcc_interval``:
-        bootstrap 95 %, the same resampled rows for both sides).  ``unscored`` keeps the files' names only.
+        bootstrap 95 %, the same resampled rows for both sides).
     """
     import numpy as np
 
     from grmp_score.metrics import Fit, bootstrap_interval, krcc, srcc_rows
 
-    unscored = [{**image, "path": printable(_name(image["path"]))} for image in results["unscored"]]
+    unscored = [{**image, "path": printable(image["path"])} for image in results["unscored"]]
     published = {**results, "unscored": unscored, "gain": None}
     if predictions is None or None in results["after"]["fit"]["parameters"]:  # nothing, or too few rows
         return published
@@ -192,10 +192,6 @@ def _advice(results: dict[str, Any]) -> str:
     if any(gain is not None and gain <= 0 for gain in gains):
         return "\nUse more labels, another start model, or other settings (epochs, learning rate, what is trained)."
     return ""
-
-
-def _name(path: str) -> str:
-    return path.replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def _mean(figures: dict[str, Any], key: str) -> str:

@@ -49,7 +49,7 @@ class Adapted:
             are None).  Further ``cross_validation`` (``srcc_mean``, ``srcc_std``, ``plcc_mean`` and ``plcc_std`` at
             the chosen epochs, ``folds``, the same four for ``before`` and ``ridge``, and in ``curves`` the mean
             SRCC by phase and epoch; None without folds), ``chosen`` (epochs by phase, ``text`` and ``all``),
-            ``n_test``, ``shots``, ``seed``, ``unscored`` (test images that could not be read: path, row, error),
+            ``n_test``, ``shots``, ``seed``, ``unscored`` (unreadable test images: file name, row, error),
             ``precision`` (of the training; ``measured_in`` of the figures, with ``checked`` the largest
             difference from float32 that was seen in p(high)).
         history: one row per training step and per look at held-out rows, in the order they were taken.

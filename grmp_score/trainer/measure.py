@@ -60,7 +60,7 @@ class TestPart:
 
     Attributes:
         predictions: for the images that could be read.
-        unscored: path, row and error of the others.
+        unscored: file name (results are published, folders are not), row and error of the others.
         precision: that was computed in.
         checked: largest difference from float32 of p(high) on the images scored both ways; None in float32.
     """
@@ -113,7 +113,7 @@ def measure_test_part(
 
     for i, patches in enumerate(read_ahead(labels.paths, preprocess, workers)):
         if isinstance(patches, ImageReadError):
-            unscored.append({"path": str(labels.paths[i]), "row": labels.rows[i], "error": patches.reason})
+            unscored.append({"path": labels.paths[i].name, "row": labels.rows[i], "error": patches.reason})
         else:
             patches = patches.to(device)
             rows.append(score(patches, precision))

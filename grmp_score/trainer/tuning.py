@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from grmp_score import backbone
-from grmp_score.errors import GrmpScoreError
+from grmp_score.errors import ConfigError, GrmpScoreError
 from grmp_score.metrics import srcc
 from grmp_score.model import QualityCLIP, p_high, quality_loss
 from grmp_score.trainer.activations import Activations, Precision, computing
@@ -48,6 +48,8 @@ def trained_names(model: QualityCLIP, config: FewShotConfig) -> list[str]:
     """
     names = ["text_prompt.ctx"]
     if config.train_visual_prompts:
+        if model.visual_prompts is None:
+            raise ConfigError(f"{model.config.name} has no visual prompts to train")
         names.append(VISUAL_PROMPTS)
     if config.train == "blocks":
         names += [f"clip.{n}" for n in backbone.adapted_names(model.clip, model.config.adapted_blocks)]
