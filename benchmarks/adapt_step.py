@@ -47,7 +47,7 @@ def main() -> None:
     teacher = QualityCLIP(ModelConfig("random teacher", clip)).to(device).requires_grad_(False)
     config = FewShotConfig(
         epochs=1,
-        text_first_epochs=0,
+        head_first=False,
         warm_up_epochs=0,
         batch_size=options.batch_size,
         crops_per_step=options.crops,

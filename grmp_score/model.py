@@ -92,6 +92,10 @@ class QualityCLIP(nn.Module):
 
     def image_head(self, tokens: Tensor) -> Tensor:
         """Tokens from `image_trunk` -> L2-normalised image features [B, D]."""
+        return self.image_projection(self.image_pooled(tokens))
+
+    def image_pooled(self, tokens: Tensor) -> Tensor:
+        """Tokens from `image_trunk` -> pooled features [B, F] as ``ln_post`` gives them, before the projection."""
         return backbone.read_out(
             self.clip,
             tokens,
@@ -99,7 +103,12 @@ class QualityCLIP(nn.Module):
             start=self.trunk_depth,
             blocks=self.readout_blocks,
             norm=None if self.visual_prompts is None else self.visual_prompts.norm,
+            project=False,
         )
+
+    def image_projection(self, pooled: Tensor) -> Tensor:
+        """Pooled features [B, F] -> L2-normalised image features [B, D]."""
+        return nn.functional.normalize(pooled @ self.clip.visual.proj, dim=-1)
 
     def encode_image(self, patches: Tensor) -> Tensor:
         """Patches [B, 3, S, S] -> L2-normalised image features [B, D]."""

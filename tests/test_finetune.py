@@ -47,6 +47,7 @@ from .fewshot_data import make_labels, make_scorer
 FAST = FewShotConfig(
     shots=12,
     epochs=2,
+    head_first=False,
     text_first_epochs=2,
     batch_size=5,
     lr=1e-3,
@@ -188,13 +189,14 @@ def test_cached_training_equals_the_straightforward_loop(
 ) -> None:
     """Weights to 1e-5 and losses, in float32, with a batch in several parts."""
     monkeypatch.setattr(tuning, "CHUNK", 4)
-    config = dataclasses.replace(PLAIN, **settings)
+    # Adam makes steps of gradients that are rounding noise; at 40 times the default rate they stay below 1e-5.
+    config = dataclasses.replace(PLAIN, **{"lr": 2e-4, **settings})
     training = make_training(scorer, labels, config)
     start = training.tensors()
     rows = list(training.run())
     expected, losses = straightforward(scorer, labels, config, make_training(scorer, labels, config))
     tuned = training.tensors()
-    assert farthest(tuned, start) > 1e-3
+    assert farthest(tuned, start) > 5e-4
     for tensors in (tuned, expected):
         for name, value in tensors.items():
             if name.endswith("in_proj_bias"):
@@ -231,7 +233,7 @@ def test_lambda_0_is_plain_tuning_bit_for_bit(scorer: Scorer, labels: Labels, op
         plain.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         for group in plain.param_groups:
-            group["lr"] = phase.rate(step, training.steps_per_epoch, config.warm_up_lr)
+            group["lr"] = phase.rate(step, training.steps_per_epoch(phase), config.warm_up_lr)
         plain.step()
     training._step = 0
     rows = list(training.run())
@@ -258,7 +260,7 @@ def test_text_first_leaves_the_image_tower(scorer: Scorer, labels: Labels) -> No
     training = make_training(scorer, labels, PLAIN)
     start = training.tensors()
     rows = training.run()
-    for _ in range(training.steps_per_epoch * 2):
+    for _ in range(training.steps_per_epoch(training.plan[0][0]) * 2):
         assert next(rows).phase == "text"
     middle = training.tensors()
     moved = {n for n in start if not torch.equal(start[n], middle[n])}
@@ -576,7 +578,7 @@ def test_a_prompts_adapter_is_small(tiny_config: ModelConfig, labels: Labels) ->
     base = {**dict(tuned.backbone), **{k[5:]: v for k, v in tuned.adapter.items() if k.startswith("clip.")}}  # type: ignore[arg-type]
     small = {k: v for k, v in tuned.adapter.items() if not k.startswith("clip.")}
     start = make_scorer(dataclasses.replace(tuned, backbone=base, adapter=small))
-    config = dataclasses.replace(PLAIN, train="prompts", text_first_epochs=None, lr=1e-2)
+    config = dataclasses.replace(PLAIN, train="prompts", text_first_epochs=0, lr=1e-2)
     adapted = adapt(start, labels, config)
     assert changed(adapted, start) == {"text_prompt.ctx", "text_features"}
     assert set(adapted.scorer.weights.adapter) == set(small)
@@ -821,7 +823,9 @@ def test_after_nan_the_last_good_checkpoint_stays(
         {"shots": 1},
         {"seed": -1},
         {"epochs": -1},
-        {"epochs": 0, "text_first_epochs": 0},
+        {"epochs": 0, "head_first": False},
+        {"train": "prompts", "epochs": 0},
+        {"train": "head", "text_first_epochs": 2},
         {"batch_size": 0},
         {"crops_per_image": 0},
         {"crops_per_step": 0},

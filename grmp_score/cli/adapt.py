@@ -57,10 +57,17 @@ _DEFAULT = FewShotConfig()
 @click.option("--name", help="Name of the new weights.  [default: that of the folder]")
 @click.option(
     "--train",
-    type=click.Choice(["prompts", "blocks"]),
+    type=click.Choice(["prompts", "head", "blocks"]),
     default=_DEFAULT.train,
     show_default=True,
-    help="The text prompt alone (quick), or the last four blocks of both towers too.",
+    help="The text prompt alone (smallest), the quality direction of the image features alone (in closed form, "
+    "quickest), or the latter and then the last four blocks of both towers and the text prompt.",
+)
+@click.option(
+    "--head-first/--no-head-first",
+    default=_DEFAULT.head_first,
+    show_default=True,
+    help="With blocks: whether to begin with the closed form; the paper does not.",
 )
 @click.option("--train-visual-prompts", is_flag=True, help="Also train the visual prompts of those blocks.")
 @click.option(
@@ -73,7 +80,9 @@ _DEFAULT = FewShotConfig()
 @click.option(
     "--text-first-epochs",
     type=click.IntRange(0),
-    help="Most passes before these that train the text side alone.  [default: by --train]",
+    default=_DEFAULT.text_first_epochs,
+    show_default=True,
+    help="Most passes before these that train the text side alone.",
 )
 @click.option(
     "--optimizer",
@@ -251,7 +260,6 @@ def _publish(adapted: Adapted, start: Weights, folder: Path, name: str | None, *
     settings = FewShotConfig(**stage["settings"])
     in_effect = {
         "lr": settings.learning_rate,
-        "text_first_epochs": settings.text_epochs,
         "crops_per_image": settings.crops_per_image or old.preprocess.patches,
     }
     stage = {

@@ -46,7 +46,7 @@ _STAGES = {
     "training": ("Training", "steps"),
     "testing": ("Testing", "images"),
 }
-_PHASES = {"text": "text side", "all": "all"}
+_PHASES = {"head": "closed form", "text": "text side", "all": "all"}
 
 
 @contextlib.contextmanager

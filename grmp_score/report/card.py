@@ -21,6 +21,7 @@ TAGS = ["image-quality-assessment", "no-reference-iqa", "prompt-learning", "few-
 #: Settings that are told to people, by their name in `FewShotConfig`.
 _SETTINGS = {
     "train": "trained",
+    "head_first": "closed form first",
     "train_visual_prompts": "visual prompts trained",
     "optimizer": "optimizer",
     "lr": "learning rate",
@@ -124,7 +125,7 @@ def _what(config: ModelConfig, stage: dict[str, Any]) -> str:
 
 
 def _made(config: ModelConfig, stage: dict[str, Any], start: Weights, repo: str | None) -> str:
-    chosen = {"text": "of the text side alone", "all": "of all that is trained"}
+    chosen = {"head": "in closed form", "text": "of the text side alone", "all": "by gradient descent"}
     epochs = ", ".join(f"{n} {chosen[phase]}" for phase, n in config.results["chosen"].items())
     how = "chosen by cross-validation" if config.results["cross_validation"] else "as asked for, not chosen"
     rows = {

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from grmp_score.trainer.fewshot import HistoryRow
     from grmp_score.trainer.measure import Predictions
 
-_PHASES = {"text": "text side first", "all": "everything that is trained"}
+_PHASES = {"head": "in closed form", "text": "text side first", "all": "everything that is trained"}
 _FINAL, _FOLD, _MEAN, _MARK = "tab:blue", "0.7", "tab:orange", "tab:red"
 
 

@@ -58,6 +58,7 @@ class Activations:
         tokens: [n, C, 1 + N, W] entering the first trainable block, float16 or float32, in memory or in a mapped
             file; None when no block of the image tower is trained.
         features: un-adapted, L2-normalised image features [n, C, D], float32.
+        pooled: what they are projected from [n, C, F], in the tokens' dtype; None unless asked for.
         scenes: the teacher's p_sem [n, C, 9], float32; None without QGR.
         plain: the first ``plain`` crops are not mirrored, as at scoring.
     """
@@ -66,6 +67,7 @@ class Activations:
     features: Tensor
     scenes: Tensor | None
     plain: int
+    pooled: Tensor | None = None
 
 
 def teacher_of(weights: Weights) -> tuple[QualityCLIP, bool]:
@@ -126,6 +128,7 @@ def compute_activations(
     teacher: QualityCLIP | None,
     flips: bool = False,
     keep_tokens: bool = True,
+    keep_pooled: bool = False,
     dtype: torch.dtype = torch.float16,
     precision: Precision = "float32",
     cache_bytes: int = 3 * 2**29,
@@ -142,7 +145,8 @@ def compute_activations(
         teacher: of `teacher_of`, on the model's device; None leaves the scene probabilities out.
         flips: also use the mirrored crops.
         keep_tokens: False keeps the features alone.
-        dtype: of the kept tokens.
+        keep_pooled: also keep what the features are projected from.
+        dtype: of the kept tokens and pooled features.
         precision: of the computing.
         cache_bytes: tokens beyond that are kept in a memory-mapped file that vanishes with the process.
         folder: for that file; None for the system's temporary folder.
@@ -159,6 +163,7 @@ def compute_activations(
     shape = (len(labels), plain * (1 + flips))
     tokens: Tensor | None = None
     features = torch.empty(*shape, model.text_features.shape[1])
+    pooled = torch.empty(*shape, model.clip.visual.proj.shape[0], dtype=dtype) if keep_pooled else None
     scenes = None if teacher is None else torch.empty(*shape, len(teacher.scene_features))
     for i, patches in enumerate(read_ahead(labels.paths, preprocess, workers)):
         if isinstance(patches, ImageReadError):
@@ -172,11 +177,14 @@ def compute_activations(
         patches = patches.to(device)
         with computing(device, precision):
             entering = model.image_trunk(patches)
-            own = model.image_head(entering).float()
+            before = model.image_pooled(entering)
+            own = model.image_projection(before).float()
             if teacher is not None and scenes is not None:
                 semantic = own if same_images else teacher.encode_image(patches).float()
                 scenes[i] = teacher.scene_logits(semantic).softmax(dim=-1).cpu()
         features[i] = own.cpu()
+        if pooled is not None:
+            pooled[i] = before.to("cpu", dtype)
         if keep_tokens:
             if tokens is None:
                 tokens = _room((*shape, *entering.shape[1:]), dtype, cache_bytes, folder)
@@ -188,7 +196,7 @@ def compute_activations(
                 )
         if progress is not None:
             progress(1)
-    return Activations(tokens, features, scenes, plain)
+    return Activations(tokens, features, scenes, plain, pooled)
 
 
 def _room(shape: tuple[int, ...], dtype: torch.dtype, budget: int, folder: Path | None) -> Tensor:

@@ -119,8 +119,12 @@ def best_epoch(curves: Sequence[Sequence[Sequence[float]]], targets: Sequence[Ar
 def steps_to_come(parts: Sequence[Fold], phases: Sequence[Phase], settled: Plan, batch_size: int) -> int:
     """Training steps of a whole cross-validation, if the phases that are not settled yet keep all their epochs."""
     epochs = [count for _, count in settled] + [phase.epochs for phase in phases[len(settled) :]]
-    per_epoch = sum(-(-len(fold.rows) // batch_size) for fold in parts)
-    return per_epoch * sum(sum(epochs[:at]) + phase.epochs for at, phase in enumerate(phases))
+    total = 0
+    for fold in parts:
+        per_epoch = [phase.steps_per_epoch(len(fold.rows), batch_size) for phase in phases]
+        for at, phase in enumerate(phases):  # settling a phase repeats those before it
+            total += sum(e * s for e, s in zip(epochs[:at], per_epoch, strict=False)) + phase.epochs * per_epoch[at]
+    return total
 
 
 def summary(predictions: Sequence[Array], parts: Sequence[Fold]) -> dict[str, Any]:

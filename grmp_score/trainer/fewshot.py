@@ -15,7 +15,6 @@ DEFAULT_LR = {
     ("adamw", "blocks"): 5e-6,
     ("adamw", "prompts"): 2e-3,
 }
-DEFAULT_TEXT_FIRST_EPOCHS = 20
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,10 @@ class FewShotConfig:
         shots: training rows, drawn by `labels.draw_shots`; the others are the test part.  None trains on all rows.
         seed: of everything random: the draw, the folds, the order of images and crops.
         train: ``"blocks"`` trains the text context, the last blocks of both towers, ``ln_final`` and ``ln_post``
-            (the paper); ``"prompts"`` the text context only, which makes an adapter of kilobytes.
+            (the paper); ``"prompts"`` the text context only, which makes an adapter of kilobytes; ``"head"``
+            nothing by gradient descent, see ``head_first``.
+        head_first: with ``train="blocks"``, begin with the closed-form phase of `head.fit_head`, which turns the
+            quality direction of the image features; False is the paper's recipe.
         train_visual_prompts: also train the visual prompts of the adapted blocks (those below belong to the
             frozen trunk).  Paper and code leave them frozen.
         optimizer: ``"sgd"`` (the paper's few-shot recipe) or ``"adamw"`` (its fully supervised one).
@@ -41,9 +43,8 @@ class FewShotConfig:
         warm_up_epochs: epochs at ``warm_up_lr`` (or ``lr``, if that is less) before the cosine decay.
         warm_up_lr: learning rate of the warm-up (CoOp: 1e-5).
         text_first_epochs: passes of a phase before these, which trains only the text side (context, last text
-            blocks, ``ln_final``; AdamW) on the un-adapted image features; it costs next to nothing and spares the
-            image tower the first, coarse corrections.  0 is the paper's recipe; None takes
-            `DEFAULT_TEXT_FIRST_EPOCHS`, and 0 with ``train="prompts"``, which has no other side.
+            blocks, ``ln_final``; AdamW) on constant image features; it costs next to nothing and spares the image
+            tower the first, coarse corrections.  0 is the paper's recipe.
         text_first_lr: its peak learning rate.
         qgr_lambda: lambda of eq. (8); 0 is plain tuning, and L_kl is then not computed.
         qgr_form: ``"per_parameter"`` (the authors' code) or ``"global"``.
@@ -57,7 +58,8 @@ class FewShotConfig:
 
     shots: int | None = None
     seed: int = 0
-    train: Literal["blocks", "prompts"] = "blocks"
+    train: Literal["blocks", "prompts", "head"] = "blocks"
+    head_first: bool = True
     train_visual_prompts: bool = False
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: float | None = None
@@ -70,7 +72,7 @@ class FewShotConfig:
     flips: bool = False
     warm_up_epochs: int = 1
     warm_up_lr: float = 1e-5
-    text_first_epochs: int | None = None
+    text_first_epochs: int = 0
     text_first_lr: float = 1e-4
     qgr_lambda: float = 5.0
     qgr_form: Literal["per_parameter", "global"] = "per_parameter"
@@ -110,25 +112,26 @@ class FewShotConfig:
             raise ConfigError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
         if self.train == "prompts" and self.text_first_epochs and not self.train_visual_prompts:
             raise ConfigError("the text context alone is trained: there is no other side to train first")
-        if self.epochs == 0 and self.text_epochs == 0:
+        if self.train == "head" and (self.text_first_epochs or self.train_visual_prompts):
+            raise ConfigError('train="head" trains no text and no visual prompts')
+        if self.epochs == 0 and self.text_first_epochs == 0 and not self.fits_head:
             raise ConfigError("epochs and text_first_epochs are both 0: nothing would be trained")
 
     @property
     def learning_rate(self) -> float:
         """Peak learning rate."""
-        return DEFAULT_LR[self.optimizer, self.train] if self.lr is None else self.lr
+        return DEFAULT_LR.get((self.optimizer, self.train), 0.0) if self.lr is None else self.lr
 
     @property
-    def text_epochs(self) -> int:
-        """Passes of the phase that trains the text side first."""
-        if self.text_first_epochs is not None:
-            return self.text_first_epochs
-        return DEFAULT_TEXT_FIRST_EPOCHS if self.train == "blocks" else 0
+    def fits_head(self) -> bool:
+        """Whether there is a closed-form phase."""
+        return self.train == "head" or (self.train == "blocks" and self.head_first)
 
     @property
     def uses_qgr(self) -> bool:
         """Whether eq. (8) changes anything: L_kl does not reach the text context, which scene prompts lack."""
-        return self.qgr_lambda > 0 and (self.train == "blocks" or self.train_visual_prompts)
+        by_gradient = self.epochs + self.text_first_epochs > 0
+        return self.qgr_lambda > 0 and by_gradient and (self.train == "blocks" or self.train_visual_prompts)
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class HistoryRow:
 
     Attributes:
         fold: number of the fold that is held out, from 0; None for the final run on all shots.
-        phase: ``"text"`` (text side first) or ``"all"`` (everything that is trained).
+        phase: ``"head"`` (in closed form), ``"text"`` (text side first) or ``"all"`` (everything that is trained).
         epoch: from 1 within the phase; 0 before its first step.
         step: from 1 within the phase; 0 before its first step.
         loss: L_ce, eq. (3), before the step.
@@ -149,7 +152,7 @@ class HistoryRow:
     """
 
     fold: int | None
-    phase: Literal["text", "all"]
+    phase: Literal["head", "text", "all"]
     epoch: int
     step: int
     loss: float | None = None

@@ -31,7 +31,7 @@ from grmp_score.trainer.measure import TestPart, mean_p_high, measure_test_part
 from grmp_score.trainer.protocol import MIN_ROWS
 from grmp_score.trainer.ridge import Ridge, fit_ridge
 from grmp_score.trainer.session import Result, Session, identity_of
-from grmp_score.trainer.tuning import Array, Curves, Phase, Training, phases_of, trained_names
+from grmp_score.trainer.tuning import Array, Curves, Phase, Training, phases_of
 from grmp_score.weights import adapter_of
 
 
@@ -48,7 +48,7 @@ class Adapted:
             of epochs was chosen on the same folds, so ``after`` flatters a little), or None (neither; the three
             are None).  Further ``cross_validation`` (``srcc_mean``, ``srcc_std``, ``plcc_mean`` and ``plcc_std`` at
             the chosen epochs, ``folds``, the same four for ``before`` and ``ridge``, and in ``curves`` the mean
-            SRCC by phase and epoch; None without folds), ``chosen`` (epochs by phase, ``text`` and ``all``),
+            SRCC by phase and epoch; None without folds), ``chosen`` (epochs by phase: ``head``, ``text``, ``all``),
             ``n_test``, ``shots``, ``seed``, ``unscored`` (unreadable test images: file name, row, error),
             ``precision`` (of the training; ``measured_in`` of the figures, with ``checked`` the largest
             difference from float32 that was seen in p(high)).
@@ -121,9 +121,9 @@ class _Run:
             scorer.weights, config=dataclasses.replace(scorer.config, preprocess=scorer.preprocess)
         )
         self.model = self.start.build().to(scorer.device).requires_grad_(False)
-        names = trained_names(self.model, config)
-        self.start_values = {n: p.detach().clone() for n, p in self.model.named_parameters() if n in names}
         self.phases = phases_of(self.model, config)
+        names = {name for phase in self.phases for name in phase.names}
+        self.start_values = {n: p.detach().clone() for n, p in self.model.named_parameters() if n in names}
         self._cv_steps = self._steps_finished = 0
         self.precision: Precision = (
             native_precision(scorer.device) if config.precision == "auto" else config.precision
@@ -214,7 +214,8 @@ class _Run:
             preprocess,
             teacher=teacher,
             flips=self.config.flips,
-            keep_tokens=any(phase.image_side for phase in self.phases),
+            keep_tokens=any(phase.image_side for phase in self.phases if phase.name == "all"),
+            keep_pooled=self.config.fits_head,
             dtype=getattr(torch, self.config.cache_dtype),
             precision=self.precision,
             cache_bytes=self.config.cache_bytes,
@@ -298,7 +299,7 @@ class _Run:
 
     def _provenance(self, teacher: str | None) -> dict[str, Any]:
         return {
-            "method": "fine-tuning with QGR" if self.config.uses_qgr else "fine-tuning",
+            "method": _method(self.config),
             "start": self.start.config.name,
             "labels": self.shots.source.name,
             "shots": len(self.shots),
@@ -326,6 +327,15 @@ class _Run:
         else:
             done = self._steps_finished + training.steps_done
             self.report(Progress("cross-validation", done, self._cv_steps, row))
+
+
+def _method(config: FewShotConfig) -> str:
+    """In words."""
+    descent = "fine-tuning with QGR" if config.uses_qgr else "fine-tuning"
+    if not config.fits_head:
+        return descent
+    exact = "Bayesian regression of the quality direction"
+    return exact if config.train == "head" or not config.epochs else f"{exact}, then {descent}"
 
 
 def _without_repetitions(rows: list[HistoryRow]) -> tuple[HistoryRow, ...]:

@@ -104,10 +104,15 @@ def measure_test_part(
     rows: list[tuple[float, float, float]] = []
     readable, unscored, differences = [], [], []
 
+    shift = _shift(old, new)
+
     def score(patches: Tensor, precision: Precision) -> tuple[float, float, float]:
         with computing(device, precision):
             tokens = old.image_trunk(patches)
-            before, after = old.image_head(tokens).float(), new.image_head(tokens).float()
+            pooled = old.image_pooled(tokens)
+            before = old.image_projection(pooled).float()
+            pooled = new.image_pooled(tokens) if shift is None else pooled + shift
+            after = new.image_projection(pooled).float()
         regressed = float(ridge(before.cpu().double().mean(dim=0).numpy()))
         return mean_p_high(old, before), regressed, mean_p_high(new, after)
 
@@ -133,6 +138,17 @@ def measure_test_part(
     predictions = Predictions(labels.take(readable), columns[0], columns[1], columns[2])
     checked = max(differences) if differences and precision != "float32" else None
     return TestPart(predictions, unscored, precision, checked)
+
+
+def _shift(old: QualityCLIP, new: QualityCLIP) -> Tensor | None:
+    """What the new bias of ``ln_post`` adds to the pooled features, where all below it is the same in both."""
+    theirs, bias = dict(new.named_parameters()), "clip.visual.ln_post.bias"
+    for name, value in old.named_parameters():
+        below = name.startswith(("clip.visual.", "visual_prompts.")) and name not in ("clip.visual.proj", bias)
+        if below and not torch.equal(value, theirs[name]):
+            return None
+    shift: Tensor = new.clip.visual.ln_post.bias - old.clip.visual.ln_post.bias
+    return shift
 
 
 def mean_p_high(model: QualityCLIP, features: Tensor) -> float:

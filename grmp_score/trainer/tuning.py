@@ -25,27 +25,31 @@ from grmp_score.metrics import srcc
 from grmp_score.model import QualityCLIP, p_high, quality_loss
 from grmp_score.trainer.activations import Activations, Precision, computing
 from grmp_score.trainer.fewshot import FewShotConfig, HistoryRow
+from grmp_score.trainer.head import fit_head
 from grmp_score.trainer.qgr import project, semantic_loss
 
 #: Crops that go through the image head together; a batch is worked off in such parts and its gradients summed.
 CHUNK = 16
 
 VISUAL_PROMPTS = "visual_prompts.tokens"
+HEAD = ["clip.visual.proj", "clip.visual.ln_post.bias"]
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Gradients = dict[str, Tensor]
-PhaseName = Literal["text", "all"]
+PhaseName = Literal["head", "text", "all"]
 #: By phase and epoch, p(high) of the held-out rows.
 Curves = dict[str, list[list[float]]]
 
 
 def trained_names(model: QualityCLIP, config: FewShotConfig) -> list[str]:
-    """Names in `QualityCLIP` of the parameters that stage 2 trains.
+    """Names in `QualityCLIP` of the parameters that stage 2 trains by gradient descent.
 
     ``visual_prompts.tokens`` holds the prompts of all blocks; those of the frozen trunk have no gradient, are not
     decayed, and so stay as they are.
     """
+    if config.train == "head":
+        return []
     names = ["text_prompt.ctx"]
     if config.train_visual_prompts:
         if model.visual_prompts is None:
@@ -66,10 +70,10 @@ class Phase:
     """A stretch of training with one optimizer and one learning-rate schedule.
 
     Attributes:
-        name: ``"text"`` or ``"all"``.
+        name: ``"head"``, ``"text"`` or ``"all"``.
         names: what is trained.
         epochs: length of the schedule.
-        optimizer: ``"sgd"`` or ``"adamw"``.
+        optimizer: ``"sgd"``, ``"adamw"``, or ``"exact"``: one step, in closed form.
         lr: peak learning rate.
         warm_up_epochs: at the start.
     """
@@ -77,9 +81,13 @@ class Phase:
     name: PhaseName
     names: list[str]
     epochs: int
-    optimizer: Literal["sgd", "adamw"]
+    optimizer: Literal["sgd", "adamw", "exact"]
     lr: float
     warm_up_epochs: int
+
+    def steps_per_epoch(self, rows: int, batch_size: int) -> int:
+        """Steps in a pass over so many training rows."""
+        return 1 if self.optimizer == "exact" else math.ceil(rows / batch_size)
 
     @property
     def text_side(self) -> list[str]:
@@ -104,10 +112,12 @@ def phases_of(model: QualityCLIP, config: FewShotConfig) -> list[Phase]:
     """The phases that these settings ask for, in order."""
     names = trained_names(model, config)
     phases = []
-    if config.text_epochs:
+    if config.fits_head:
+        phases.append(Phase("head", list(HEAD), 1, "exact", 0.0, 0))
+    if config.text_first_epochs:
         text = [n for n in names if not on_image_side(n)]
-        phases.append(Phase("text", text, config.text_epochs, "adamw", config.text_first_lr, 0))
-    if config.epochs:
+        phases.append(Phase("text", text, config.text_first_epochs, "adamw", config.text_first_lr, 0))
+    if config.epochs and names:
         rate, warm_up = config.learning_rate, config.warm_up_epochs
         phases.append(Phase("all", names, config.epochs, config.optimizer, rate, warm_up))
     return phases
@@ -156,7 +166,6 @@ class Training:
         self.targets = torch.from_numpy(targets).to(torch.float32)
         self.fold, self.rows, self.held_out, self.plan = fold, rows, held_out, plan
         self.device = model.text_features.device
-        self.steps_per_epoch = math.ceil(len(rows) / config.batch_size)
         self.curves: Curves = {}
         self.history: list[HistoryRow] = []
         self.whole = True
@@ -164,6 +173,7 @@ class Training:
         self._at, self._step = 0, 0
         named = dict(model.named_parameters())
         self._parameters = {name: named[name] for name in start}
+        self._start = dict(start)
         self._restore(start)
         self._enter_phase()
 
@@ -175,12 +185,16 @@ class Training:
     @property
     def steps(self) -> int:
         """Number of steps of the whole plan."""
-        return sum(epochs for _, epochs in self.plan) * self.steps_per_epoch
+        return sum(epochs * self.steps_per_epoch(phase) for phase, epochs in self.plan)
 
     @property
     def steps_done(self) -> int:
         """Number of steps taken."""
-        return sum(epochs for _, epochs in self.plan[: self._at]) * self.steps_per_epoch + self._step
+        return sum(epochs * self.steps_per_epoch(phase) for phase, epochs in self.plan[: self._at]) + self._step
+
+    def steps_per_epoch(self, phase: Phase) -> int:
+        """Steps in a pass over the training rows."""
+        return phase.steps_per_epoch(len(self.rows), self.config.batch_size)
 
     # ----------------------------------------------------------------- running
 
@@ -192,10 +206,12 @@ class Training:
         """
         while not self.finished:
             phase, epochs = self.plan[self._at]
-            epoch, begun = divmod(self._step, self.steps_per_epoch)
+            epoch, begun = divmod(self._step, self.steps_per_epoch(phase))
             looked = len(self.curves.setdefault(phase.name, []))
             if len(self.held_out) and not begun and looked == epoch:
                 self._look(phase, epoch)
+            elif epoch < epochs and phase.name == "head":
+                self._fit_head(phase)
             elif epoch < epochs:
                 self._take_step(phase)
             else:
@@ -207,11 +223,47 @@ class Training:
             yield self.history[-1]
 
     def _look(self, phase: Phase, epoch: int) -> None:
-        predictions = self.predict(self.held_out, phase if epoch else None)
+        predictions = self.predict(self.held_out, self._image_phase(phase, begun=epoch > 0))
         agreement = srcc(predictions, self.targets[self.held_out].numpy())
         self.whole = False
         self.curves[phase.name].append(predictions)
         self._record(phase, validation_srcc=agreement)
+        self.whole = True
+
+    def _image_phase(self, phase: Phase, *, begun: bool = True) -> Phase | None:
+        """The last phase that changed the image side, up to this one."""
+        run = [earlier for earlier, epochs in self.plan[: self._at] if epochs] + [phase] * begun
+        return next((earlier for earlier in reversed(run) if earlier.image_side), None)
+
+    @torch.no_grad()
+    def _fit_head(self, phase: Phase) -> None:
+        assert self.activations.pooled is not None
+        visual = self.model.clip.visual
+        text = self.model.encode_quality().double()
+        scale = self.model.config.prompts.quality_scale * self.model.clip.logit_scale.exp().double()
+        last = len(visual.ln_post.weight) // self.model.readout_blocks
+        rows = torch.from_numpy(self.rows)
+        head = fit_head(
+            self.activations.pooled[rows],
+            self.targets[rows].double().numpy(),
+            visual.proj,
+            scale * (text[0] - text[1]),
+            visual.ln_post.weight[-last:],
+        )
+        self.whole = False
+        if head is not None:
+            visual.proj.copy_(head.proj)
+            visual.ln_post.bias.add_(head.shift)
+        self._step += 1
+        crops = torch.arange(self.activations.features.shape[1]).expand(len(rows), -1)
+        losses = [
+            quality_loss(
+                self.model.quality_logits(self._features(row.expand(len(c)), c, phase), text.float()),
+                self.targets[row].to(self.device).expand(len(c)),
+            ).item()
+            for row, c in zip(rows, crops, strict=True)
+        ]
+        self._record(phase, loss=math.fsum(losses) / len(losses))
         self.whole = True
 
     def _take_step(self, phase: Phase) -> None:
@@ -225,7 +277,8 @@ class Training:
                 f"the loss or its gradient is not finite in {where}, phase {phase.name!r}, step {self._step + 1}",
                 hint="Use lower learning rates, or a smaller qgr_lambda",
             )
-        rate = phase.rate(self._step, self.steps_per_epoch, self.config.warm_up_lr)
+        rate = phase.rate(self._step, self.steps_per_epoch(phase), self.config.warm_up_lr)
+        assert self._optimizer is not None
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         for name in phase.names:
@@ -256,11 +309,12 @@ class Training:
         texts = [features.detach().requires_grad_() for features in outputs]
         image_side = [self._parameters[name] for name in phase.image_side]
         text_side = [self._parameters[name] for name in phase.text_side]
+        source = self._image_phase(phase)
         losses = [0.0 for _ in texts]
         sums: list[list[Tensor | None]] = [[None] * (1 + len(image_side)) for _ in texts]
         for part in torch.split(torch.arange(len(images)), CHUNK if image_side else len(images)):
             share = len(part) / len(images)
-            features = self._features(images[part], crops[part], phase)
+            features = self._features(images[part], crops[part], source)
             for k, loss in enumerate(self._losses(features, texts, images[part], crops[part])):
                 losses[k] += share * loss.item()
                 found = torch.autograd.grad(
@@ -294,7 +348,7 @@ class Training:
 
         Args:
             rows: which.
-            phase: that was run; None: nothing on the image side has changed yet.
+            phase: the last that was run and changed the image side; None: it has not changed yet.
         """
         text = self.model.encode_quality()
         crops = torch.arange(self.activations.plain)
@@ -305,9 +359,14 @@ class Training:
         return values
 
     def _features(self, images: Tensor, crops: Tensor, phase: Phase | None) -> Tensor:
-        """Image features [B, D] by the current parameters, float32."""
-        if phase is None or not phase.image_side:
+        """Image features [B, D] by the current parameters, float32; ``phase`` as for `predict`."""
+        if phase is None:
             return self.activations.features[images, crops].to(self.device)
+        if phase.name == "head":
+            assert self.activations.pooled is not None
+            pooled = self.activations.pooled[images, crops].to(self.device, torch.float32)
+            shift = self._parameters[HEAD[1]] - self._start[HEAD[1]]
+            return self.model.image_projection(pooled + shift).detach()
         assert self.activations.tokens is not None
         tokens = self.activations.tokens[images, crops].to(self.device, torch.float32)
         with computing(self.device, self.precision):
@@ -316,7 +375,7 @@ class Training:
     # ------------------------------------------------------------------ random
 
     def _batch(self, phase: Phase) -> tuple[Tensor, Tensor]:
-        epoch, position = divmod(self._step, self.steps_per_epoch)
+        epoch, position = divmod(self._step, self.steps_per_epoch(phase))
         order = self._rng(phase, 0, epoch).permutation(self.rows)
         images = order[position * self.config.batch_size : (position + 1) * self.config.batch_size]
         count = self.activations.features.shape[1]
@@ -329,7 +388,9 @@ class Training:
 
     def _rng(self, phase: Phase, purpose: int, count: int) -> np.random.Generator:
         fold = 0 if self.fold is None else self.fold + 1
-        return np.random.default_rng([self.config.seed, fold, ("text", "all").index(phase.name), purpose, count])
+        return np.random.default_rng(
+            [self.config.seed, fold, ("text", "all", "head").index(phase.name), purpose, count]
+        )
 
     # ------------------------------------------------------------------- state
 
@@ -340,7 +401,7 @@ class Training:
             "step": self._step,
             "history": [dataclasses.asdict(row) for row in self.history],
             "parameters": self.tensors(),
-            "optimizer": None if self.finished else self._optimizer.state_dict(),
+            "optimizer": None if self.finished or self._optimizer is None else self._optimizer.state_dict(),
             "curves": self.curves,
         }
 
@@ -353,7 +414,7 @@ class Training:
             self._seconds = self.history[-1].seconds
         self.curves = {name: list(curve) for name, curve in state["curves"].items()}
         self._enter_phase()
-        if state["optimizer"] is not None:
+        if state["optimizer"] is not None and self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
 
     def tensors(self) -> dict[str, Tensor]:
@@ -370,10 +431,10 @@ class Training:
         for name in phase.names:
             groups[name == VISUAL_PROMPTS]["params"].append(self._parameters[name].requires_grad_())
         groups = [group for group in groups if group["params"]]
-        if phase.optimizer == "sgd":
-            self._optimizer: torch.optim.Optimizer = torch.optim.SGD(
-                groups, lr=phase.lr, momentum=self.config.momentum
-            )
+        if phase.optimizer == "exact":
+            self._optimizer: torch.optim.Optimizer | None = None
+        elif phase.optimizer == "sgd":
+            self._optimizer = torch.optim.SGD(groups, lr=phase.lr, momentum=self.config.momentum)
         else:
             self._optimizer = torch.optim.AdamW(groups, lr=phase.lr)
 
@@ -384,7 +445,7 @@ class Training:
             parameter.grad = None
 
     def _record(self, phase: Phase, **values: float | None) -> None:
-        epoch = math.ceil(self._step / self.steps_per_epoch)
+        epoch = math.ceil(self._step / self.steps_per_epoch(phase))
         seconds = self._seconds + time.monotonic() - self._since
         self.history.append(HistoryRow(self.fold, phase.name, epoch, self._step, seconds=seconds, **values))
 

@@ -1,0 +1,191 @@
+"""The closed-form phase: what it promises, on features made up and on a tiny model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from grmp_score.metrics import srcc
+from grmp_score.scorer import Scorer
+from grmp_score.trainer.fewshot import FewShotConfig
+from grmp_score.trainer.finetune import adapt
+from grmp_score.trainer.head import MIN_IMAGES, MIXTURES, NOISES, SLOPE, _average, fit_head
+from grmp_score.trainer.labels import Labels
+from grmp_score.weights import Weights
+
+from .fewshot_data import make_labels, make_scorer
+
+HEAD = FewShotConfig(shots=12, train="head", folds=2, precision="float32", cache_dtype="float32")
+
+
+def made_up(n: int = 60, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pooled features [n, 4, 30], projection [30, 12], quality direction [12], gain [10]."""
+    generator = torch.Generator().manual_seed(seed)
+    pooled = torch.randn(n, 1, 30, generator=generator) + 0.3 * torch.randn(n, 4, 30, generator=generator)
+    proj, quality = torch.randn(30, 12, generator=generator), torch.randn(12, generator=generator)
+    return pooled, proj, 4 * quality, 0.5 + torch.rand(10, generator=generator)
+
+
+def predicted(pooled: torch.Tensor, proj: torch.Tensor, quality: torch.Tensor) -> np.ndarray:
+    """p(high) of images, mean over crops."""
+    return (normalize(pooled @ proj, dim=-1) @ quality).sigmoid().mean(dim=1).double().numpy()
+
+
+def test_a_direction_of_the_features_is_found() -> None:
+    """Labels that another direction gives are predicted on images not seen, better than before."""
+    pooled, proj, quality, gain = made_up(120)
+    truth = predicted(pooled, proj, torch.randn(12, generator=torch.Generator().manual_seed(5)))
+    truth = (truth - truth.min()) / np.ptp(truth)
+    head = fit_head(pooled[:60], truth[:60], proj, quality, gain)
+    assert head is not None
+    after = predicted(pooled[60:] + head.shift, head.proj, quality)
+    assert srcc(after, truth[60:]) > 0.8 > 0.5 > srcc(predicted(pooled[60:], proj, quality), truth[60:])
+    assert np.sqrt(np.mean(np.square(after - truth[60:]))) < 0.15  # p(high) is about the label
+
+
+def test_the_change_is_of_rank_one_along_quality() -> None:
+    """Features change along the quality direction only, so scenes keep their places relative to each other."""
+    pooled, proj, quality, gain = made_up()
+    head = fit_head(pooled, np.linspace(0, 1, len(pooled)), proj, quality, gain)
+    assert head is not None
+    change = (head.proj - proj).double()
+    u = (quality / quality.norm()).double()
+    torch.testing.assert_close(change, torch.outer(change @ u, u), atol=1e-5, rtol=0)
+    moved = head.shift.double() @ head.proj.double()
+    torch.testing.assert_close(moved, (moved @ u) * u, atol=1e-5, rtol=0)
+
+
+def test_labels_that_the_model_knows_change_little() -> None:
+    """Where the un-adapted model is right already, its order of unseen images stays."""
+    pooled, proj, quality, gain = made_up(100)
+    before = predicted(pooled, proj, quality)
+    head = fit_head(pooled[:50], before[:50], proj, quality, gain)
+    assert head is not None
+    assert srcc(predicted(pooled[50:] + head.shift, head.proj, quality), before[50:]) > 0.98
+
+
+@pytest.mark.parametrize("case", ["few", "same features", "no direction"])
+def test_what_cannot_be_fitted_is_left(case: str) -> None:
+    """Too few images, images that are all alike, and texts that are the same."""
+    pooled, proj, quality, gain = made_up(20)
+    if case == "few":
+        pooled = pooled[: MIN_IMAGES - 1]
+    elif case == "same features":
+        pooled = pooled[:1].expand(20, -1, -1)
+    else:
+        quality = torch.zeros_like(quality)
+    assert fit_head(pooled, np.linspace(0, 1, len(pooled)), proj, quality, gain) is None
+
+
+def test_the_average_equals_its_definition() -> None:
+    """Posterior means and restricted likelihoods by dense matrices, as the textbook writes them."""
+    rng = np.random.default_rng(3)
+    n, fixed = 15, np.column_stack([np.ones(15), rng.normal(size=15)])
+    projected, top, y = rng.normal(size=(n, 6)), rng.normal(size=(n, 4)), rng.normal(size=n)
+    means, weights = [], []
+    for mixture in MIXTURES:
+        for noise in NOISES:
+            covariance = projected @ projected.T + mixture * top @ top.T + noise * np.eye(n)
+            inverse = np.linalg.inv(covariance)
+            normal = fixed.T @ inverse @ fixed
+            free = np.linalg.solve(normal, fixed.T @ inverse @ y)
+            r = y - fixed @ free
+            variance = r @ inverse @ r / (n - 2)
+            log = -0.5 * ((n - 2) * np.log(variance) + np.linalg.slogdet(covariance)[1])
+            weights.append(log - 0.5 * np.linalg.slogdet(normal)[1])
+            means.append([free, projected.T @ inverse @ r, mixture * top.T @ inverse @ r])
+    share = np.exp(np.array(weights) - max(weights))
+    share /= share.sum()
+    for k, found in enumerate(_average(fixed, projected, top, y)):
+        np.testing.assert_allclose(found, sum(w * m[k] for w, m in zip(share, means, strict=True)), atol=1e-9)
+    assert SLOPE == 4.0  # of the logistic function's inverse at 1/2
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Labels:
+    """Eighteen pictures."""
+    return make_labels(tmp_path / "pictures", 18)
+
+
+def test_the_scorer_computes_what_was_fitted(tiny_weights: Weights, labels: Labels) -> None:
+    """Trained, saved and measured: the same p(high) from the kept features and from the images."""
+    scorer = make_scorer(tiny_weights)
+    adapted = adapt(scorer, labels, dataclasses.replace(HEAD, folds=0))
+    assert adapted.results["chosen"] == {"head": 1}
+    assert adapted.test_predictions is not None
+    values = [s.value for s in adapted.scorer.score_many(adapted.test_predictions.labels.paths)]
+    np.testing.assert_allclose(np.array(values, dtype=float), adapted.test_predictions.after, atol=1e-6)
+    assert np.abs(adapted.test_predictions.after - adapted.test_predictions.before).max() > 0.01
+    stage = adapted.scorer.config.training["stage_2"]
+    visual = scorer.model.clip.visual
+    assert stage["trained_parameters"] == visual.proj.numel() + visual.ln_post.bias.numel()
+    assert stage["teacher"] is None and stage["method"] == "Bayesian regression of the quality direction"
+
+
+def test_gradient_descent_goes_on_from_it(tiny_weights: Weights, labels: Labels) -> None:
+    """By default: first look of the second phase is the last of the first, and the fold's curve says so."""
+    config = dataclasses.replace(HEAD, train="blocks", epochs=1, batch_size=5)
+    adapted = adapt(make_scorer(tiny_weights), labels, config)
+    rows = adapted.history
+    assert next(r.phase for r in rows if r.fold == 0) == "head"
+    curves, chosen = adapted.results["cross_validation"]["curves"], adapted.results["chosen"]
+    assert list(curves) == ["head", "all"] and len(curves["head"]) == 2
+    assert curves["all"][0] == pytest.approx(curves["head"][chosen["head"]])
+    assert sum(r.phase == "head" and r.loss is not None for r in rows) == 2 + chosen["head"]
+
+
+def test_a_stopped_run_with_a_head_ends_in_the_same_weights(
+    tiny_weights: Weights, labels: Labels, tmp_path: Path
+) -> None:
+    """Stopped at every step in turn."""
+    config = dataclasses.replace(HEAD, train="blocks", epochs=1, batch_size=8)
+    expected = adapt(make_scorer(tiny_weights), labels, config).scorer.weights.adapter
+
+    class Stop(BaseException):
+        pass
+
+    seen = 0
+
+    def stop(_: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen % 4 == 0:
+            raise Stop
+
+    adapted = None
+    while adapted is None:
+        try:
+            adapted = adapt(
+                make_scorer(tiny_weights),
+                labels,
+                config,
+                work=tmp_path / "work",
+                resume=True,
+                progress=lambda p: None if p.stage in ("reading", "testing") else stop(p),
+            )
+        except Stop:
+            continue
+    found = adapted.scorer.weights.adapter
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+def test_a_scorer_without_blocks_below_works_too(tiny_weights: Weights, labels: Labels) -> None:
+    """The readout of several blocks and that of the last one alone."""
+    config = tiny_weights.config
+    assert Scorer(tiny_weights, device="cpu").model.readout_blocks == 1
+    model_cfg = {**config.backbone.model_cfg, "readout_blocks": 2}
+    wide = dataclasses.replace(
+        config,
+        backbone=dataclasses.replace(config.backbone, model_cfg=model_cfg),
+        prompts=dataclasses.replace(config.prompts, n_visual=0, prompt_norm=False),
+    )
+    from .conftest import random_weights
+
+    adapted = adapt(make_scorer(random_weights(wide)), labels, dataclasses.replace(HEAD, folds=0))
+    assert adapted.results["after"]["n"] == 6
