@@ -22,8 +22,9 @@ from grmp_score.config import Backbone, ModelConfig, PromptConfig
 from grmp_score.model import QualityCLIP, quality_loss
 from grmp_score.trainer.activations import Activations, Precision, computing, native_precision
 from grmp_score.trainer.fewshot import FewShotConfig
+from grmp_score.trainer.phases import phases_of, trained_names
 from grmp_score.trainer.qgr import project, semantic_loss
-from grmp_score.trainer.tuning import CHUNK, Training, phases_of, trained_names
+from grmp_score.trainer.tuning import CHUNK, Training
 
 ARCHITECTURE = "ViT-B-16-quickgelu"
 

@@ -33,11 +33,12 @@ from grmp_score.trainer.activations import compute_activations, teacher_of
 from grmp_score.trainer.crossval import best_epoch, make_folds, steps_to_come
 from grmp_score.trainer.finetune import Adapted, FewShotConfig, HistoryRow, Progress, adapt
 from grmp_score.trainer.labels import Labels, draw_shots, read_labels
+from grmp_score.trainer.phases import phases_of, trained_names
 from grmp_score.trainer.protocol import evaluate
 from grmp_score.trainer.qgr import project, semantic_loss
 from grmp_score.trainer.ridge import fit_ridge
 from grmp_score.trainer.session import CHECKPOINT
-from grmp_score.trainer.tuning import Training, phases_of, trained_names
+from grmp_score.trainer.tuning import Training
 from grmp_score.weights import Weights
 
 from .conftest import random_weights

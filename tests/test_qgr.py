@@ -17,8 +17,8 @@ from torch import Tensor
 from grmp_score.config import ModelConfig
 from grmp_score.model import QualityCLIP, quality_loss
 from grmp_score.trainer.fewshot import FewShotConfig
+from grmp_score.trainer.phases import trained_names
 from grmp_score.trainer.qgr import project, semantic_loss
-from grmp_score.trainer.tuning import trained_names
 
 from .conftest import randomise
 

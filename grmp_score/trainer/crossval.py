@@ -11,8 +11,9 @@ import numpy as np
 from grmp_score.errors import DataError
 from grmp_score.metrics import plcc, srcc
 from grmp_score.trainer.labels import Labels, folds
+from grmp_score.trainer.phases import Phase
 from grmp_score.trainer.protocol import or_none
-from grmp_score.trainer.tuning import Array, Curves, Indices, Phase
+from grmp_score.trainer.tuning import Array, Curves, Indices
 
 #: Phases with the epochs of each.
 Plan = list[tuple[Phase, int]]

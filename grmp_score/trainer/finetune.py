@@ -28,10 +28,11 @@ from grmp_score.trainer.fewshot import Progress as Progress
 from grmp_score.trainer.labels import Labels, draw_shots
 from grmp_score.trainer.measure import Predictions as Predictions
 from grmp_score.trainer.measure import TestPart, mean_p_high, measure_test_part
+from grmp_score.trainer.phases import Phase, phases_of
 from grmp_score.trainer.protocol import MIN_ROWS
 from grmp_score.trainer.ridge import Ridge, fit_ridge
 from grmp_score.trainer.session import Result, Session, identity_of
-from grmp_score.trainer.tuning import Array, Curves, Phase, Training, phases_of
+from grmp_score.trainer.tuning import Array, Curves, Training
 from grmp_score.weights import adapter_of
 
 
