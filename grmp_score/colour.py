@@ -91,6 +91,7 @@ def _orientation(image: Image.Image) -> int:
 def _from_deep(image: Image.Image) -> Image.Image:
     """Grey of more than 8 bits -> 8 bits by its true range; Pillow's own conversion clips at 255."""
     values: Any = np.asarray(image)
+    white, tags = 65535, getattr(image, "tag_v2", {})
     if image.mode == "F":
         finite = values[np.isfinite(values)]
         if finite.size and np.count_nonzero(finite > 1) > finite.size / 2:
@@ -98,9 +99,8 @@ def _from_deep(image: Image.Image) -> Image.Image:
                 f"its floating-point values lie in {finite.min():.4g}..{finite.max():.4g}, and more than half of "
                 "them above 1; expected 0 (black) to 1 (white)"
             )
-        return to_8_bit(values, 1.0)
-    white, tags = 65535, getattr(image, "tag_v2", {})
-    if image.mode == "I" and tags:
+        white = 1
+    elif image.mode == "I" and tags:
         signed = 2 in _numbers(tags.get(339))
         bits = max(_numbers(tags.get(258)), default=32)
         values = values if signed else values.astype(np.int32).view(np.uint32)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import logging
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
 
 from grmp_score.arrays import to_8_bit
 from grmp_score.errors import ImageReadError, ImageTooLargeError, MissingExtraError
@@ -14,6 +17,9 @@ from grmp_score.formats import HEAD, family, what_else
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
+
+# Tags of TIFF, and the value of photometric for a sensor's cells.
+_BITS, _PHOTOMETRIC, _PLANAR, _DNG, _SENSOR = 258, 262, 284, 50706, 32803
 
 
 def decode(file: IO[bytes], name: str | None, max_pixels: int | None) -> Image.Image:
@@ -40,6 +46,14 @@ def decode(file: IO[bytes], name: str | None, max_pixels: int | None) -> Image.I
         return _heif(file, max_pixels)
     if kind == "avif" and not _pillow_reads_avif():
         raise ImageReadError("reading AVIF images needs Pillow 11.3 or newer: pip install -U Pillow")
+    if kind == "tiff":
+        tags = _tags(file)
+        file.seek(start)
+        if _DNG in tags or tags.get(_PHOTOMETRIC) == _SENSOR:  # a RAW file under another name
+            return _raw(file, max_pixels)
+        if tags.get(_PLANAR) == 2 and max(tags.get(_BITS) or (8,)) > 8:
+            # Pillow 13 mixes up the channels of deep pictures whose colour planes lie one after another.
+            return _tiff(file, max_pixels)
     try:
         image = Image.open(file)
     except UnidentifiedImageError as error:
@@ -47,19 +61,39 @@ def decode(file: IO[bytes], name: str | None, max_pixels: int | None) -> Image.I
         if kind == "tiff":
             return _tiff(file, max_pixels)
         what = what_else(head)
-        also = "" if what else ", or one that is damaged or of an unknown format"
-        raise ImageReadError(f"not an image{also}" + (f" but {what}" if what else "")) from error
+        also = f" but {what}" if what else ", or one that is damaged or of an unknown format"
+        raise ImageReadError(f"not an image{also}") from error
     check_size(image.size, max_pixels)
-    if image.format == "TIFF":
-        tags: Any = image.tag_v2  # type: ignore[attr-defined]
-        if 50706 in tags or tags.get(262) == 32803:  # a RAW file under another name
-            file.seek(start)
-            return _raw(file, max_pixels)
-        if tags.get(284) == 2 and max(tags.get(258, (8,))) > 8:
-            # Pillow 13 mixes up the channels of deep pictures whose colour planes lie one after another.
-            file.seek(start)
-            return _tiff(file, max_pixels)
     return image
+
+
+def _tags(file: IO[bytes], at: int | None = None) -> Mapping[int, Any]:
+    """The first directory of a TIFF file, or the one at an offset; empty where it cannot be read."""
+    try:
+        file.seek(0)
+        directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(directory.next if at is None else at)
+        directory.load(file)
+        dict(directory)  # decodes the values
+    except Exception:  # damaged; or BigTIFF, whose header is longer
+        return {}
+    return directory
+
+
+def _is_cut(file: IO[bytes]) -> bool:
+    """Whether a TIFF-like file ends before the pixels that its directories speak of.
+
+    LibRaw finds out too, but writes a line of its own to standard error.
+    """
+    size = file.seek(0, io.SEEK_END)
+    first = _tags(file)
+    below = first.get(330, ())
+    for directory in (first, *(_tags(file, at) for at in (below if isinstance(below, tuple) else (below,)))):
+        for starts, lengths in ((273, 279), (324, 325)):
+            parts = zip(directory.get(starts, ()), directory.get(lengths, ()), strict=False)
+            if any(start + length > size for start, length in parts):
+                return True
+    return False
 
 
 def check_size(size: tuple[int, int], max_pixels: int | None) -> None:
@@ -100,6 +134,9 @@ def _raw(file: Any, max_pixels: int | None) -> Image.Image:
         import rawpy
     except ImportError as error:
         raise _missing(error, "reading camera RAW images", "rawpy", "raw") from error
+    if _is_cut(file):
+        raise ImageReadError("the file is truncated (camera RAW)")
+    file.seek(0)
     try:
         with rawpy.imread(file) as raw:
             check_size((raw.sizes.width, raw.sizes.height), max_pixels)
@@ -117,10 +154,17 @@ def _tiff(file: IO[bytes], max_pixels: int | None) -> Image.Image:
         import tifffile
     except ImportError as error:
         raise _missing(error, "reading this kind of TIFF image", "tifffile", "tiff") from error
-    with tifffile.TiffFile(file) as opened:
-        page = opened.pages.first
-        check_size((page.imagewidth, page.imagelength), max_pixels)
-        return _from_page(page)
+    # What it logs about damaged files goes where the application sends logs, and not to standard error.
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())
+    try:
+        with tifffile.TiffFile(file) as opened:
+            page = opened.pages.first
+            check_size((page.imagewidth, page.imagelength), max_pixels)
+            return _from_page(page)
+    except ImageReadError:
+        raise
+    except Exception as error:
+        raise ImageReadError("cannot decode it (TIFF): it is truncated, damaged or of an unknown kind") from error
 
 
 def _from_page(page: TiffPage) -> Image.Image:
