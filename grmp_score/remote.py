@@ -56,7 +56,7 @@ def expand_address(address: str, suffixes: frozenset[str]) -> Iterator[str]:
     try:
         system, path = fsspec.core.url_to_fs(address)
         if magic:
-            found = sorted(name for name in system.glob(path) if not system.isdir(name))
+            found = sorted(name for name in system.glob(path) if not _is_hidden(name) and not system.isdir(name))
             yield from (_spelled(address, name) for name in found)
             if not found:
                 yield address
@@ -75,16 +75,19 @@ def _walk(system: Any, folder: str, suffixes: frozenset[str]) -> Iterator[str]:
     folders = []
     for entry in sorted(system.ls(folder, detail=True), key=lambda e: str(e["name"])):
         name = str(entry["name"])
-        last = name.rstrip("/").rsplit("/", 1)[-1]
         # Some stores list a folder as an entry of itself.
-        if last.startswith(".") or name.rstrip("/") == folder.rstrip("/"):
+        if _is_hidden(name) or name.rstrip("/") == folder.rstrip("/"):
             continue
         if entry["type"] == "directory":
             folders.append(name)
-        elif os.path.splitext(last)[1].lower() in suffixes:
+        elif os.path.splitext(name)[1].lower() in suffixes:
             yield name
     for name in folders:
         yield from _walk(system, name, suffixes)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.rstrip("/").rsplit("/", 1)[-1].startswith(".")
 
 
 def _spelled(address: str, name: str) -> str:
