@@ -69,7 +69,9 @@ def main() -> None:
             make_jpeg(path, args.megapixels, orientation)
             for name, preprocess in PREPROCESS.items():
                 before, after = measure(path, preprocess)
-                print(f"orientation {orientation}, {name:12s}: {after - before:5.0f} MB over {before:.0f} MB before")
+                print(
+                    f"orientation {orientation}, {name:12s}: {after - before:5.0f} MB over {before:.0f} MB before"
+                )
 
 
 if __name__ == "__main__":
