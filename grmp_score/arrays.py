@@ -98,7 +98,8 @@ def to_8_bit(values: NDArray[Any], white: float) -> Image.Image:
     """Values [H, W] or [H, W, C] -> 8 bits, 0 black, ``white`` white, clipped; NaN is black."""
     result = np.empty(values.shape, dtype=np.uint8)
     for top in range(0, len(values), _ROWS):
-        part = values[top : top + _ROWS].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # damaged files hold signalling NaNs
+            part = values[top : top + _ROWS].astype(np.float64)
         part = np.nan_to_num(part, nan=0.0, posinf=np.inf, neginf=-np.inf) * (255.0 / white)
         result[top : top + _ROWS] = np.clip(np.round(part), 0, 255)
     return Image.fromarray(result)

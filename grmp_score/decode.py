@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import IO, TYPE_CHECKING, Any
@@ -154,8 +153,6 @@ def _tiff(file: IO[bytes], max_pixels: int | None) -> Image.Image:
         import tifffile
     except ImportError as error:
         raise _missing(error, "reading this kind of TIFF image", "tifffile", "tiff") from error
-    # What it logs about damaged files goes where the application sends logs, and not to standard error.
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())
     try:
         with tifffile.TiffFile(file) as opened:
             page = opened.pages.first

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from PIL import Image, ImageFile
@@ -25,6 +28,7 @@ def decoding() -> Iterator[None]:
     * A truncated file is an error, whatever another library has set.
     """
     global _inside, _before
+    _silence_decoders()
     with _lock:
         if _inside == 0:
             warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif|tifffile)\b")
@@ -40,3 +44,20 @@ def decoding() -> Iterator[None]:
                 ours, Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _before
                 with contextlib.suppress(ValueError):  # somebody has replaced all filters meanwhile
                     warnings.filters.remove(ours)  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=1)
+def _silence_decoders() -> None:
+    """What decoders say about damaged files besides raising an exception does not go to standard error.
+
+    Log records go where the application sends logs, if anywhere.  libtiff prints past Python; Pillow silences its
+    warnings but not its errors.  Where the library cannot be reached (linked statically), its lines stay.
+    """
+    for name in ("PIL", "tifffile"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+    with contextlib.suppress(AttributeError, OSError, ImportError):
+        from PIL import _imaging
+
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)
