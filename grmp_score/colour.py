@@ -11,18 +11,10 @@ from PIL import Image, ImageColor
 
 from grmp_score.arrays import to_8_bit
 from grmp_score.errors import ConfigError, ImageReadError
+from grmp_score.turn import turn_upright
 
 Colour = tuple[int, int, int]
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _ORIENTATION = 0x0112
 _ALPHA = ("RGBA", "LA", "PA", "RGBa")
 
@@ -73,10 +65,10 @@ def to_rgb(image: Image.Image, background: Colour = (255, 255, 255), *, owned: b
         image = _over(image, background)
     if image.mode != "RGB":
         image = image.convert("RGB")
-    if orientation in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[orientation])
-    elif image is same and not owned:
-        image = image.copy()
+    turned = turn_upright(image, orientation, owned=owned or image is not same)
+    if turned is image and image is same and not owned:
+        turned = image.copy()
+    image = turned
     image.info = {}  # orientation and profile have been applied; nobody shall do it again
     return image
 

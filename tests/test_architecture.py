@@ -14,7 +14,7 @@ ROOT = Path(grmp_score.__file__).parent
 RANKS = [
     {"errors"},
     {"config", "formats", "remote"},
-    {"arrays", "guard", "inputs", "metrics", "tokenizer"},
+    {"arrays", "guard", "inputs", "metrics", "tokenizer", "turn"},
     {"colour", "decode"},
     {"images"},
     {"patches", "backbone"},

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageFile
 
+from grmp_score import turn
 from grmp_score.errors import ConfigError, ImageReadError, MissingExtraError
 from grmp_score.guard import decoding
 from grmp_score.images import image_bytes, read_image
@@ -148,6 +149,21 @@ def test_orientation_of_an_unusual_tiff(orientation: int) -> None:
     tag = {0x0112: ("H", [orientation])}
     ours = pixels(tiff(float_of(PHOTO, "f4"), extra=tag))
     assert np.array_equal(ours, pixels(tiff(np.asarray(PHOTO), extra=tag)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_orientation_of_a_large_picture(orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way through the disk, taken by large pictures, gives the same pixels; without a disk there is another."""
+    image = make_photo(70, 600)
+    data = oriented(image, orientation, "PNG")
+    monkeypatch.setattr(turn, "LARGE", 1)
+    assert np.array_equal(pixels(data), np.asarray(image))
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(turn.tempfile, "TemporaryFile", full)
+    assert np.array_equal(pixels(data), np.asarray(image))
 
 
 # -------------------------------------------------------------------------- colour
