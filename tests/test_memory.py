@@ -17,7 +17,7 @@ BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "large_image_memory.py"
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of the peak differs elsewhere")
 @pytest.mark.skipif(not BENCHMARK.is_file(), reason="the benchmarks are not in this tree")
 def test_one_hundred_megapixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading and cutting a 100-megapixel JPEG, also a turned one, takes its decoded size and at most 300 MB more."""
+    """A 100-megapixel JPEG, also a turned one, takes its decoded size and at most 300 MB more to read and cut."""
     monkeypatch.setenv("PYTHONPATH", str(Path(grmp_score.__file__).parents[1]))
     ended = subprocess.run([sys.executable, BENCHMARK], capture_output=True, text=True, timeout=900, check=True)
     lines = [line for line in ended.stdout.splitlines() if line.startswith("orientation")]
