@@ -171,23 +171,31 @@ class ScoreCache:
 
     def _prepare(self) -> None:
         with self._as_cache_error():
-            self._is_new()  # before anything is changed in a file that may be somebody else's
+            with self._transaction("BEGIN"):
+                self._is_new()  # before anything is changed in a file that may be somebody else's
             with contextlib.suppress(sqlite3.OperationalError):
                 # Readers and a writer do not wait for each other.  Where the file system cannot do that, or another
                 # process is opening the file right now, it works without.
                 self._db.execute("PRAGMA journal_mode = WAL")
             # After a power cut the last entries may be missing, which costs only time.
             self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute("BEGIN IMMEDIATE")  # fails where nothing may be written
-            try:
+            with self._transaction("BEGIN IMMEDIATE"):  # fails where nothing may be written
                 if self._is_new():
                     for statement in _TABLES:
                         self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {VERSION}")  # a write, to know now that there can be one
-                self._db.execute("COMMIT")
-            except BaseException:
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str) -> Iterator[None]:
+        """All statements see one state of the file, whatever other processes do meanwhile."""
+        self._db.execute(begin)
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-                raise
+            raise
 
     def _is_new(self) -> bool:
         (application,) = self._db.execute("PRAGMA application_id").fetchone()
