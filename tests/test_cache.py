@@ -156,8 +156,8 @@ import sys
 sys.path.insert(0, {ROOT!r})
 from grmp_score.cache import Entry, ScoreCache
 with ScoreCache(sys.argv[1]) as cache:
-    for i in range(200):
-        cache.put(f"sha256:{{i:064x}}", sys.argv[2].encode(), Entry((i / 200,), i, i))
+    for i in range(50):
+        cache.put(f"sha256:{{i:064x}}", sys.argv[2].encode(), Entry((i / 50,), i, i))
 """
     command = [sys.executable, "-c", code, str(tmp_path / "c.sqlite")]
     running = [subprocess.Popen([*command, str(i)], stderr=subprocess.PIPE) for i in range(4)]
@@ -165,8 +165,8 @@ with ScoreCache(sys.argv[1]) as cache:
     assert ended == [(b"", 0)] * 4
     with ScoreCache(tmp_path / "c.sqlite") as cache:
         for who in range(4):
-            for i in (0, 100, 199):
-                assert cache.get(f"sha256:{i:064x}", str(who).encode()) == Entry((i / 200,), i, i)
+            for i in (0, 25, 49):
+                assert cache.get(f"sha256:{i:064x}", str(who).encode()) == Entry((i / 50,), i, i)
 
 
 def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
