@@ -101,3 +101,7 @@ def make_photo(width: int = 80, height: int = 60, seed: int = 0) -> Image.Image:
     fx, fy = rng.uniform(20, 120, 2)
     values += 0.1 * np.sin(fx * x + fy * y)[..., None] + rng.normal(0, 0.03, values.shape)
     return Image.fromarray((np.clip(values, 0, 1) * 255).round().astype(np.uint8))
+
+
+# The fixtures of the command line; below, because they are made of what stands above.
+from .cli_tools import model_fixture, photos_fixture  # noqa: E402, F401

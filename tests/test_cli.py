@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,91 +18,25 @@ import click
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from grmp_score import __version__, weights
-from grmp_score.cli import main as main_module
 from grmp_score.cli.main import COMMANDS, cli, main
 from grmp_score.cli.progress import progress_bar
-from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
+from grmp_score.config import ModelConfig
 from grmp_score.inputs import find_images
-from grmp_score.model import QualityCLIP
 from grmp_score.report.rows import FIELDS
 from grmp_score.scorer import Scorer
 from grmp_score.trainer import sources
-from grmp_score.weights import Weights
 
-from .conftest import TINY_CLIP, make_photo, randomise
+from .cli_tools import COMMAND, ROOT, assert_usage_error, process, run, run_jsonl
+from .conftest import make_photo
 from .hub_server import HubServer
-
-ROOT = str(Path(main_module.__file__).parents[2])
-COMMAND = [sys.executable, "-c", "from grmp_score.cli.main import main; main()"]
 
 needs_bundled = pytest.mark.skipif(
     not (weights.BUNDLED / weights.DEFAULT_MODEL / weights.CONFIG).is_file(),
     reason="the bundled model is not in this tree",
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder of tiny weights with a complete backbone."""
-    config = ModelConfig(
-        name="tiny",
-        backbone=Backbone(model_cfg=TINY_CLIP),
-        prompts=PromptConfig(n_visual=2),
-        preprocess=Preprocess(patch_size=32, patches=3),
-        adapted_blocks=1,
-        training={"stage_1": {"epochs": 1}, "note": "random tensors"},
-        results={"srcc": 0.5},
-    )
-    net = randomise(QualityCLIP(config))
-    backbone = dict(net.clip.state_dict())
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    return str(Weights(config, weights.adapter_of(net, []), backbone).save(folder))
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Three photos, one of them below, next to hidden and other files."""
-    folder = tmp_path / "photos"
-    (folder / "below").mkdir(parents=True)
-    (folder / ".trash").mkdir()
-    for i, name in enumerate(("b.png", "a.JPG", "below/c.webp", ".hidden.png", ".trash/d.png")):
-        make_photo(70 + i, 50, seed=i).save(folder / name)
-    (folder / "notes.txt").write_text("no photo")
-    return folder
-
-
-def run(*args: str | Path, env: dict[str, str] | None = None, charset: str = "utf-8") -> Result:
-    """The command in this process; whatever is not an exit code is raised."""
-    runner = CliRunner(charset=charset)
-    result = runner.invoke(cli, [str(a) for a in args], env={"COLUMNS": "200", **(env or {})})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def run_jsonl(*args: str | Path) -> tuple[list[dict[str, Any]], Result]:
-    """The command with JSON lines, parsed."""
-    result = run("--format", "jsonl", *args)
-    return [json.loads(line) for line in result.stdout.splitlines()], result
-
-
-def process(*args: str | Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """The command as a real process that never asks the network."""
-    env = {**os.environ, "PYTHONPATH": ROOT, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run([*COMMAND, *map(str, args)], env=env, capture_output=True, timeout=300)
-
-
-def assert_usage_error(result: Result, pattern: str) -> None:
-    """Exit code 2, nothing on stdout, one line that says what is wrong, no traceback."""
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-    assert len(errors) == 1 and result.stderr.splitlines()[-1] == errors[0]
-    assert re.search(pattern, errors[0]), errors[0]
 
 
 # --------------------------------------------------------------------- formats
@@ -120,9 +55,13 @@ def test_json_lines_carry_everything(model: str, photos: Path) -> None:
             "standard_error": score.standard_error,
             "std": score.std,
             "patches": 3,
+            "label": None,
+            "percentile": None,
             "width": score.width,
             "height": score.height,
+            "content_hash": score.content_hash,
             "model": "tiny",
+            "checksum": Scorer.from_pretrained(model).checksum,
             "error": None,
         }
         assert 0 <= row["score"] <= 1 and row["standard_error"] > 0
@@ -346,7 +285,7 @@ def test_a_failing_system_call_is_one_line(model: str, photos: Path, monkeypatch
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("grmp_score.report.rows.JsonLinesWriter.write", full)
+    monkeypatch.setattr("grmp_score.report.writers.JsonLinesWriter.write", full)
     assert_usage_error(run("-m", model, "-f", "jsonl", photos), "No space left on device")
 
 
@@ -412,9 +351,12 @@ def test_help_names_every_command() -> None:
 
 
 def test_version() -> None:
-    """--version and -V print one line."""
+    """--version and -V print what decides scores: the program, its model, its libraries; a line for each."""
     for option in ("--version", "-V"):
-        assert run(option).stdout == f"grmp-score {__version__}\n"
+        lines = run(option).stdout.splitlines()
+        assert lines[0] == f"grmp-score {__version__}"
+        assert f"torch {metadata.version('torch')}" in lines and f"pillow {metadata.version('pillow')}" in lines
+        assert any(re.fullmatch(r"model mini \(bundled\), backbone sha256 [0-9a-f]{16}", line) for line in lines)
 
 
 def test_info_is_text_or_json(model: str) -> None:
@@ -529,8 +471,8 @@ def test_ctrl_c_ends_with_130(
     """What was scored stays on stdout, nobody sees a traceback."""
     original = Scorer.score_many
 
-    def interrupted(self: Scorer, images: Any) -> Iterator[Any]:
-        scores = original(self, images)
+    def interrupted(self: Scorer, images: Any, **options: Any) -> Iterator[Any]:
+        scores = original(self, images, **options)
         yield next(scores)
         raise KeyboardInterrupt
 

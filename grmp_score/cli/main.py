@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
+import platform
 import sys
+from pathlib import Path
 
 import click
 
@@ -74,13 +77,52 @@ class Failure(click.ClickException):
         click.echo(f"Error: {self.format_message()}", err=True)
 
 
+#: What scores come from besides this package, and what extras bring, by the names of their distributions.
+LIBRARIES = ("torch", "open_clip_torch", "pillow", "numpy", "safetensors", "huggingface_hub", "click", "rich")
+OPTIONAL = ("pillow-heif", "rawpy", "tifffile", "fsspec", "pyarrow", "ray", "pandas", "matplotlib", "piq")
+
+
+def version_lines() -> list[str]:
+    """Versions of the program, Python, the bundled model and the libraries, without importing any of them."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    lines = [f"grmp-score {__version__}", f"Python {platform.python_version()} on {platform.platform(terse=True)}"]
+    config = Path(__file__).parents[1] / "bundled" / "mini" / "config.json"
+    try:
+        data = json.loads(config.read_text(encoding="utf-8"))
+        lines.append(f"model {data['name']} (bundled), backbone sha256 {data['backbone']['sha256'][:16]}")
+    except (OSError, ValueError, KeyError, TypeError):
+        lines.append("the bundled model is missing or damaged")
+    for name in (*LIBRARIES, *OPTIONAL):
+        try:
+            lines.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            if name in LIBRARIES:
+                lines.append(f"{name} is missing")
+    return lines
+
+
+def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo("\n".join(version_lines()))
+        context.exit()
+
+
 @click.group(
     cls=DefaultGroup,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: grmp-score photos/   (see also: grmp-score score --help)",
 )
-@click.version_option(__version__, "-V", "--version", message="grmp-score %(version)s")
+@click.option(
+    "-V",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the versions of the program, its model and its libraries.",
+)
 def cli() -> None:
     """How good do these images look?
 

@@ -12,33 +12,94 @@ if TYPE_CHECKING:
     from grmp_score.trainer.fewshot import Progress as Step
 
 
-@contextlib.contextmanager
-def progress_bar(label: str, total: int, *, unit: str, streaming: bool = False) -> Iterator[Callable[[int], None]]:
-    """Yields a function that advances the bar; the bar vanishes when it is done.
+#: Seconds between two lines about a stage where there is no terminal.
+LINE_SECONDS = 60.0
 
-    ``streaming``: results go to stdout meanwhile.
+
+class Advance:
+    """Takes note of work done; what `progress_bar` yields.
+
+    Attributes:
+        total: how much there is to do, as far as is known; may be set while the work goes on.
     """
+
+    def __init__(self, total: int | None = None) -> None:
+        self.total = total
+
+    def __call__(self, n: int) -> None:
+        """``n`` more are done."""
+
+
+@contextlib.contextmanager
+def progress_bar(
+    label: str, total: int | None, *, unit: str, streaming: bool = False, quiet: bool = False
+) -> Iterator[Advance]:
+    """Yields what is told of every step; a bar vanishes when it is done.
+
+    Args:
+        label: what is done, e.g. "Scoring".
+        total: how much there is to do; None while it is not known.
+        unit: what is counted, e.g. "images".
+        streaming: results go to stdout meanwhile.
+        quiet: no progress at all.
+    """
+    if quiet:
+        yield Advance(total)
+    elif not sys.stderr.isatty():
+        yield _PaceLines(label, total, unit)
+    elif streaming and sys.stdout.isatty():
+        # Results on the same terminal would be torn apart by a live bar, so it is only shown when stdout goes
+        # elsewhere or is held back until the end.
+        yield Advance(total)
+    else:
+        with _live_bar(label, total, unit) as advance:
+            yield advance
+
+
+@contextlib.contextmanager
+def _live_bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn(unit + "{task.fields[pace]}"),
         TimeRemainingColumn(),
     )
-    # Results on the same terminal would be torn apart by a live bar above them, so it is only shown when
-    # stdout goes elsewhere or is held back until the end (tables).
-    hidden = not sys.stderr.isatty() or (streaming and sys.stdout.isatty())
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda n: progress.update(task, advance=n)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=total, pace="")
+
+        class Bar(Advance):
+            def __call__(self, n: int) -> None:
+                speed = progress.tasks[0].speed
+                pace = f", {speed:.1f}/s" if speed else ""
+                progress.update(task, advance=n, total=self.total, pace=pace)
+
+        yield Bar(total)
 
 
-#: Seconds between two lines about a stage where there is no terminal.
-LINE_SECONDS = 60.0
+class _PaceLines(Advance):
+    """A line a minute: how far it is, the pace since the last line, and the time left at that pace."""
+
+    def __init__(self, label: str, total: int | None, unit: str) -> None:
+        super().__init__(total)
+        self._label, self._unit, self._done = label, unit, 0
+        self._at, self._before = time.monotonic(), 0  # at the last line
+
+    def __call__(self, n: int) -> None:
+        self._done += n
+        now = time.monotonic()
+        if now - self._at < LINE_SECONDS:
+            return
+        pace = (self._done - self._before) / (now - self._at)
+        of = "" if self.total is None else f"/{self.total}"
+        left = "" if self.total is None else f", {_duration((self.total - self._done) / pace)} left"
+        line = f"{self._label}: {self._done}{of} {self._unit}, {pace:.1f}/s{left}"
+        print(line, file=sys.stderr, flush=True)
+        self._at, self._before = now, self._done
+
 
 _STAGES = {
     "reading": ("Reading", "images"),

@@ -2,79 +2,235 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import sys
+import time
 import warnings
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from grmp_score.cli.options import (
     check_source,
     device_option,
-    format_option,
     model_options,
     open_scorer,
     output_option,
     patches_option,
 )
-from grmp_score.cli.output import destination
-from grmp_score.cli.progress import progress_bar
-from grmp_score.inputs import find_images
-from grmp_score.report.rows import FORMATS, make_writer
+from grmp_score.cli.output import continuing, destination, replacing
+from grmp_score.cli.progress import Advance, progress_bar
+from grmp_score.cli.score_options import EPILOG, HELP_SECTIONS, Settings, settings_options
+from grmp_score.cli.sections import sectioned
+from grmp_score.cli.sources import count_ahead, named_images
+from grmp_score.errors import MissingExtraError
+from grmp_score.report.resume import Earlier
+from grmp_score.report.rows import Model, printable
+from grmp_score.report.table import TableWriter
+from grmp_score.report.writers import (
+    DELIMITERS,
+    DelimitedWriter,
+    JsonLinesWriter,
+    ParquetWriter,
+    PathsWriter,
+    Writer,
+    import_pyarrow,
+)
+
+if TYPE_CHECKING:
+    from grmp_score.cache import ScoreCache
+    from grmp_score.score import Score
+    from grmp_score.scorer import Scorer
 
 
-@click.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=str))
-@model_options
-@format_option(FORMATS)
+@click.command(cls=sectioned(HELP_SECTIONS), epilog=EPILOG)
+@click.argument("paths", nargs=-1, type=click.Path(path_type=str))
+@settings_options
 @output_option
+@model_options
 @patches_option
 @device_option
-@click.option("--batch-size", type=click.IntRange(1), help="Images per pass.  [default: 1 on a CPU, else 16]")
-@click.option("--workers", type=click.IntRange(1), help="Threads that read images.  [default: cores, at most 4]")
 def command(
     paths: tuple[str, ...],
+    output: Path | None,
     model: str | None,
     filename: str | None,
     revision: str | None,
-    output_format: str,
-    output: Path | None,
     patches: int | None,
     device: str,
-    batch_size: int | None,
-    workers: int | None,
+    **options: Any,
 ) -> None:
-    """Score images.
+    """Score images: how good do they look, from 0 (bad) to 1 (good)?
 
-    PATHS are image files and folders (searched recursively, hidden files skipped).  The score is the mean
-    probability of "high quality" over the patches of an image: 0 is bad, 1 is good.
+    PATHS are image files, folders (searched recursively, hidden files skipped) and "-" for a list of them on
+    standard input, separated by newlines or NULs.  Every image gives one row, in the order of the inputs, as soon
+    as it is scored; one that cannot be read gives a row with the reason, and the run goes on.
+
+    The score is the mean probability of "high quality" over the patches of an image.  The standard error is its
+    spread over them: two images whose scores differ by less cannot be told apart.  The verdict says how the score
+    compares with those of clean and of heavily distorted reference photos; models without such figures give none.
 
     \b
     Examples:
       grmp-score photos/
-      grmp-score photos/*.jpg --format csv -o scores.csv
+      grmp-score photos/ --bottom 20 --format paths
+      grmp-score photos/ --format csv -o scores.csv
+      grmp-score photos/ --min-score 0.6 --sort score --fields path,score,percentile --format tsv
+      find photos -name '*.jpg' -print0 | grmp-score - --format paths -0 --top 50 | xargs -0 ls -l
+      grmp-score photos/ --cache scores.sqlite --trust-mtime -o scores.jsonl
+      grmp-score photos/ --resume scores.jsonl
       grmp-score -- adapt            (a file that is called like a command)
-
-    Exit status: 0 everything was scored, 1 something could not be (named in its row), 2 wrong usage.
     """
     check_source(model, filename)
-    files = list(find_images(paths))
-    if not files:
-        raise click.UsageError(f"no images found in: {', '.join(paths)}")
+    settings = Settings.of(paths, output, options)
     warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files become error rows, not warnings
-    scorer = open_scorer(
-        model, filename, revision, device=device, patches=patches, batch_size=batch_size, workers=workers
-    )
-    failed = 0
-    with destination(output) as stream:
-        writer = make_writer(output_format, stream, model=scorer.config.name)
-        streaming = output is None and output_format != "table"
-        with progress_bar("Scoring", len(files), unit="images", streaming=streaming) as advance:
-            for score in scorer.score_many(files):
-                failed += score.error is not None
-                writer.write(score)
-                advance(1)
-        writer.close()
-    if failed:
-        click.echo(f"{failed} of {len(files)} images could not be scored", err=True)
+    with contextlib.ExitStack() as stack:
+        stream, earlier = None, Earlier()
+        names = named_images(paths, settings.from_file)
+        if settings.resume is not None:
+            stream, earlier = stack.enter_context(continuing(settings.resume, settings.output_format))
+            settings = settings.with_fields(earlier.fields)
+            names = earlier.remaining(names)
+        first = next(names, None)
+        tally = Tally(settings, done=earlier.rows, failed=earlier.failed)
+        if first is not None:
+            cache = stack.enter_context(open_cache(settings)) if settings.cache is not None else None
+            scorer = open_scorer(
+                model, filename, revision, device=device, patches=patches, **settings.scorer_options
+            )
+            about = Model.of(scorer.config, scorer.checksum)
+            if settings.resume is not None:
+                earlier.check(about, scorer.preprocess.patches, path=str(settings.resume))
+            tally.begin(scorer, about)
+            scores = scored(settings, scorer, chain([first], names), cache)
+            with progress_bar(
+                "Scoring", None, unit="images", streaming=settings.streaming, quiet=settings.quiet
+            ) as advance:
+                count_ahead(paths, settings.from_file, advance, less=earlier.rows)
+                with writing(settings, stream, about, header=earlier.fields is None) as writer:
+                    for score in settings.selection.apply(tally.watch(scores, advance)):
+                        writer.write(score)
+                        if settings.explain is not None and score.path is not None and score.value is not None:
+                            explain(scorer, score.path, settings.explain)
+                    # On Ctrl-C what has been scored is selected, sorted and written like a complete run.
+                    writer.close()
+                    if tally.interrupted:
+                        raise KeyboardInterrupt
+            tally.end(cache)
+        elif not earlier.rows:
+            raise click.UsageError(f"no images found in: {', '.join([*paths, *map(str, settings.from_file)])}")
+    if tally.failed:
+        tally.say(f"{tally.failed} of {tally.done} images could not be scored")
         sys.exit(1)
+
+
+class Tally:
+    """Counts what is done, and says on stderr what rows do not show."""
+
+    def __init__(self, settings: Settings, *, done: int, failed: int) -> None:
+        self.done, self.failed, self.interrupted = done, failed, False
+        self._settings, self._before, self._began = settings, done, time.monotonic()
+
+    def say(self, text: str) -> None:
+        if not self._settings.quiet:
+            click.echo(text, err=True)
+
+    def begin(self, scorer: Scorer, model: Model) -> None:
+        """Notes for ``--verbose`` on what is about to be used."""
+        self._began = time.monotonic()
+        if self._settings.verbose:
+            self.say(f"model {printable(model.name)}, checksum {model.checksum}")
+            self.say(f"{scorer.preprocess.patches} patches per image, device {scorer.device}")
+            if self.done:
+                self.say(f"{self.done} images have been scored before")
+
+    def watch(self, scores: Iterable[Score], advance: Advance) -> Iterator[Score]:
+        """Passes scores on.  Ctrl-C ends the stream; whoever consumes it can finish what it does."""
+        try:
+            for score in scores:
+                self.done += 1
+                self.failed += score.error is not None
+                if score.error is not None and self._settings.names_failures:
+                    self.say(f"{printable(score.path or '')}: {printable(score.error)}")
+                advance(1)
+                yield score
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    def end(self, cache: ScoreCache | None) -> None:
+        """A summary for ``--verbose``."""
+        if self._settings.verbose:
+            seconds, images = time.monotonic() - self._began, self.done - self._before
+            cached = f", {cache.hits} from the cache" if cache is not None else ""
+            self.say(f"{images} images in {seconds:.1f} s ({images / max(seconds, 1e-9):.1f} per second){cached}")
+
+
+def scored(settings: Settings, scorer: Scorer, names: Iterable[str], cache: ScoreCache | None) -> Iterator[Score]:
+    """The scores, computed here or on a Ray cluster."""
+    if settings.engine == "local":
+        return scorer.score_many(names, cache=cache)
+    score_paths = lazily("grmp_score.ray", "score_paths", MissingExtraError("--engine ray", "ray", "ray"))
+    result: Iterator[Score] = score_paths(
+        names,
+        model=scorer,
+        address=settings.address,
+        workers=settings.workers,
+        batch_size=settings.batch_size,
+        background=scorer.background,
+        max_pixels=scorer.max_pixels,
+    )
+    return result
+
+
+def explain(scorer: Scorer, path: str, folder: Path) -> None:
+    """A picture that explains a score, for ``--explain``."""
+    lazily("grmp_score.report.explanation", "write_explanation")(scorer, path, folder)
+
+
+def lazily(module: str, name: str, missing: Exception | None = None) -> Any:
+    """A function of an optional part of the package, imported when it is wanted."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise missing or error from error
+
+
+def open_cache(settings: Settings) -> ScoreCache:
+    from grmp_score.cache import ScoreCache
+
+    assert settings.cache is not None
+    return ScoreCache(settings.cache, trust_mtime=settings.trust_mtime)
+
+
+@contextlib.contextmanager
+def writing(settings: Settings, stream: IO[str] | None, model: Model, *, header: bool) -> Iterator[Writer]:
+    """A writer of the chosen format to the chosen place; closed also when something goes wrong."""
+    with contextlib.ExitStack() as stack:
+        if settings.output_format == "parquet":
+            assert settings.output is not None
+            import_pyarrow()  # before a file is made
+            writer: Writer = ParquetWriter(stack.enter_context(replacing(settings.output)), model, settings.fields)
+        else:
+            text = stream or stack.enter_context(destination(settings.output))
+            writer = text_writer(settings, text, model, header=header)
+        try:
+            yield writer
+        except BaseException:
+            with contextlib.suppress(OSError):  # what went wrong first is what is told
+                writer.close()
+            raise
+
+
+def text_writer(settings: Settings, stream: IO[str], model: Model, *, header: bool) -> Writer:
+    kind = settings.output_format
+    if kind in DELIMITERS:
+        return DelimitedWriter(stream, model, settings.fields, delimiter=DELIMITERS[kind], header=header)
+    if kind == "jsonl":
+        return JsonLinesWriter(stream, model, settings.fields)
+    if kind == "paths":
+        return PathsWriter(stream, "\0" if settings.null else "\n")
+    return TableWriter(stream, model, live=settings.streaming and stream.isatty())

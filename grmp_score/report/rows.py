@@ -1,40 +1,65 @@
-"""Scores as rows: a table for people, CSV and JSON lines for programs."""
+"""A score as a row: which fields there are, and how names are shown."""
 
 from __future__ import annotations
 
-import csv
-import json
+import difflib
 import os
-from typing import IO, TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from grmp_score.errors import ConfigError
 
 if TYPE_CHECKING:  # the scorer imports torch, which --help and wrong usage should not wait for
-    from grmp_score.scorer import Score
+    from grmp_score.config import LabelScale, ModelConfig
+    from grmp_score.score import Score
 
-FORMATS = ("table", "csv", "jsonl")
+Value = str | float | int | None
 
-#: Columns of the machine-readable formats.
-FIELDS = ("path", "score", "standard_error", "std", "patches", "width", "height", "model", "error")
-
-
-class Writer(Protocol):
-    """Takes scores one by one."""
-
-    def write(self, score: Score) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def make_writer(output_format: str, stream: IO[str], *, model: str) -> Writer:
-    """A writer for one of `FORMATS`; ``model`` is the name of the weights, kept in every row."""
-    kinds: dict[str, type[TableWriter | CsvWriter | JsonLinesWriter]] = {
-        "table": TableWriter,
-        "csv": CsvWriter,
-        "jsonl": JsonLinesWriter,
-    }
-    return kinds[output_format](stream, model)
+#: Field of the machine-readable formats -> its type and what it is.
+DESCRIPTIONS: dict[str, tuple[type, str]] = {
+    "path": (str, "the image as named or found"),
+    "score": (float, "mean p(high quality) over the patches: 0 bad .. 1 good"),
+    "standard_error": (float, "spread of the score over the patches: std / sqrt(patches)"),
+    "std": (float, "standard deviation of p(high quality) over the patches"),
+    "patches": (int, "how many patches were scored"),
+    "label": (float, "the score on the scale of the labels that the model was adapted to"),
+    "percentile": (float, "share, in %, of the model's clean reference photos that score below"),
+    "width": (int, "pixels, upright"),
+    "height": (int, "pixels, upright"),
+    "content_hash": (str, "sha256 of the file"),
+    "model": (str, "name of the weights"),
+    "checksum": (str, "what tells these weights from others of that name"),
+    "error": (str, "why there is no score"),
+}
+FIELDS = tuple(DESCRIPTIONS)
 
 
-def row(score: Score, model: str) -> dict[str, str | float | int | None]:
+@dataclass(frozen=True)
+class Model:
+    """What rows and tables say about the weights.
+
+    Attributes:
+        name: the weights' own.
+        checksum: `Scorer.checksum`.
+        label_scale: of the weights, if they have one.
+        thresholds: verdicts and where they begin (see `grmp_score.meaning`); empty without reference distributions.
+    """
+
+    name: str
+    checksum: str
+    label_scale: LabelScale | None = None
+    thresholds: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def of(cls, config: ModelConfig, checksum: str) -> Model:
+        """The model of a configuration."""
+        from grmp_score.meaning import thresholds
+
+        return cls(config.name, checksum, config.label_scale, tuple(thresholds(config.reference_percentiles)))
+
+
+def row(score: Score, model: Model) -> dict[str, Value]:
     """One score as a flat record with the columns of `FIELDS`; numbers keep their full precision."""
     return {
         "path": score.path,
@@ -42,90 +67,52 @@ def row(score: Score, model: str) -> dict[str, str | float | int | None]:
         "standard_error": score.standard_error,
         "std": score.std,
         "patches": len(score.patch_values) or None,
+        "label": score.label,
+        "percentile": score.percentile,
         "width": score.width,
         "height": score.height,
-        "model": model,
+        "content_hash": score.content_hash,
+        "model": model.name,
+        "checksum": model.checksum,
         "error": score.error,
     }
 
 
-class CsvWriter:
-    """Comma-separated values with a header; an error leaves the score empty."""
+def parse_fields(text: str) -> tuple[str, ...]:
+    """``"path,score"`` -> names of `FIELDS`, in that order.
 
-    def __init__(self, stream: IO[str], model: str) -> None:
-        self._stream, self._model = stream, model
-        self._csv = csv.DictWriter(stream, FIELDS, lineterminator="\n")
-        self._csv.writeheader()
-
-    def write(self, score: Score) -> None:
-        self._csv.writerow(row(score, self._model))
-        self._stream.flush()
-
-    def close(self) -> None:
-        self._stream.flush()
-
-
-class JsonLinesWriter:
-    """One JSON object per line."""
-
-    def __init__(self, stream: IO[str], model: str) -> None:
-        self._stream, self._model = stream, model
-
-    def write(self, score: Score) -> None:
-        self._stream.write(json.dumps(row(score, self._model)) + "\n")
-        self._stream.flush()
-
-    def close(self) -> None:
-        self._stream.flush()
+    Raises:
+        ConfigError: a name is unknown or stands there twice; all valid ones are named.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    known = f"valid are {', '.join(FIELDS)}"
+    for name in names:
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, n=1)
+            raise ConfigError(f"unknown field {name!r}{f', did you mean {near[0]!r}' if near else ''}; {known}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"a field stands twice in {text!r}; {known}")
+    return names
 
 
-class TableWriter:
-    """A table for people, in the order of the inputs."""
-
-    def __init__(self, stream: IO[str], model: str) -> None:
-        self._stream, self._model = stream, model
-        self._scores: list[Score] = []
-
-    def write(self, score: Score) -> None:
-        self._scores.append(score)
-
-    def close(self) -> None:
-        from rich.cells import cell_len
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False, title_justify="left", caption_justify="left")
-        names = short_names([s.path or "" for s in self._scores])
-        # Long reasons of errors must not squeeze the names; very long names still fold.
-        table.add_column("image", overflow="fold", min_width=min(30, max((cell_len(n) for n in names), default=0)))
-        table.add_column("score", justify="right", no_wrap=True)
-        table.add_column("", min_width=20)  # a bar, or a reason that wraps
-        table.add_column("± std. error", justify="right", no_wrap=True)
-        table.add_column("pixels", justify="right", no_wrap=True)
-        for name, s in zip(names, self._scores, strict=True):
-            if s.value is None or s.standard_error is None:
-                table.add_row(escape(name), "[red]error[/]", f"[red]{escape(s.error or '')}[/]", "", "")
-            else:
-                size = f"{s.width}x{s.height}"
-                table.add_row(escape(name), f"{s.value:.3f}", _bar(s.value), f"{s.standard_error:.3f}", size)
-        console = Console(file=self._stream)
-        console.print(table)
-        console.print(f"[dim]p(high quality): 0 bad .. 1 good; model {escape(self._model)}[/]")
+def shared_folder(paths: Sequence[str]) -> str:
+    """The folder that all paths lie in, to be left out where they are shown; empty for none."""
+    folders = {os.path.dirname(p) for p in paths}
+    if len(paths) < 2 or len({os.path.isabs(f) for f in folders}) > 1:
+        return ""
+    return os.path.commonpath([f or "." for f in folders])
 
 
-def _bar(value: float) -> str:
-    filled = round(value * 20)
-    colour = "green" if value >= 2 / 3 else "yellow" if value >= 1 / 3 else "red"
-    return f"[{colour}]{'█' * filled}[/][dim]{'░' * (20 - filled)}[/]"
+def short_name(path: str, folder: str) -> str:
+    """A path without that folder, if it lies in it; unprintable characters made visible."""
+    short = os.path.relpath(path, folder) if folder else path
+    return printable(path if short.startswith(os.pardir) else short)
 
 
 def short_names(paths: list[str]) -> list[str]:
     """Paths without the folder they all share; unprintable characters made visible."""
-    folders = {os.path.dirname(p) for p in paths}
-    shared = os.path.commonpath([f or "." for f in folders]) if len(folders) and not _mixed(folders) else ""
-    names = [os.path.relpath(p, shared) if shared and len(paths) > 1 else p for p in paths]
-    return [printable(n) for n in names]
+    folder = shared_folder(paths)
+    return [short_name(path, folder) for path in paths]
 
 
 def printable(name: str) -> str:
@@ -133,5 +120,6 @@ def printable(name: str) -> str:
     return name if name.isprintable() else name.encode("unicode_escape").decode()
 
 
-def _mixed(folders: set[str]) -> bool:
-    return len({os.path.isabs(f) for f in folders}) > 1
+def pick(record: dict[str, Value], fields: Sequence[str]) -> dict[str, Value]:
+    """The record with these fields only, in this order."""
+    return {name: record[name] for name in fields}

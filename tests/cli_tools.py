@@ -1,0 +1,89 @@
+"""What the tests of the command line share: the command in this process and as a real one, a model, photos."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from grmp_score import weights
+from grmp_score.cli import main as main_module
+from grmp_score.cli.main import cli
+from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
+from grmp_score.model import QualityCLIP
+from grmp_score.weights import Weights
+
+from .conftest import TINY_CLIP, make_photo, randomise
+
+ROOT = str(Path(main_module.__file__).parents[2])
+COMMAND = [sys.executable, "-c", "from grmp_score.cli.main import main; main()"]
+
+
+@pytest.fixture(scope="session", name="model")
+def model_fixture(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of tiny weights with a complete backbone."""
+    config = ModelConfig(
+        name="tiny",
+        backbone=Backbone(model_cfg=TINY_CLIP),
+        prompts=PromptConfig(n_visual=2),
+        preprocess=Preprocess(patch_size=32, patches=3),
+        adapted_blocks=1,
+        training={"stage_1": {"epochs": 1}, "note": "random tensors"},
+        results={"srcc": 0.5},
+    )
+    net = randomise(QualityCLIP(config))
+    backbone = dict(net.clip.state_dict())
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    return str(Weights(config, weights.adapter_of(net, []), backbone).save(folder))
+
+
+@pytest.fixture(name="photos")
+def photos_fixture(tmp_path: Path) -> Path:
+    """Three photos, one of them below, next to hidden and other files."""
+    folder = tmp_path / "photos"
+    (folder / "below").mkdir(parents=True)
+    (folder / ".trash").mkdir()
+    for i, name in enumerate(("b.png", "a.JPG", "below/c.webp", ".hidden.png", ".trash/d.png")):
+        make_photo(70 + i, 50, seed=i).save(folder / name)
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+def run(
+    *args: str | Path, env: dict[str, str] | None = None, charset: str = "utf-8", stdin: bytes | None = None
+) -> Result:
+    """The command in this process; whatever is not an exit code is raised."""
+    runner = CliRunner(charset=charset)
+    result = runner.invoke(cli, [str(a) for a in args], env={"COLUMNS": "200", **(env or {})}, input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def run_jsonl(*args: str | Path) -> tuple[list[dict[str, Any]], Result]:
+    """The command with JSON lines, parsed."""
+    result = run("--format", "jsonl", *args)
+    return [json.loads(line) for line in result.stdout.splitlines()], result
+
+
+def process(*args: str | Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """The command as a real process that never asks the network."""
+    env = {**os.environ, "PYTHONPATH": ROOT, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run([*COMMAND, *map(str, args)], env=env, capture_output=True, timeout=300)
+
+
+def assert_usage_error(result: Result, pattern: str) -> None:
+    """Exit code 2, nothing on stdout, one line that says what is wrong, no traceback."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1 and result.stderr.splitlines()[-1] == errors[0]
+    assert re.search(pattern, errors[0]), errors[0]
