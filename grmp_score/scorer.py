@@ -13,11 +13,13 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from grmp_score import hub, weights
 from grmp_score.config import ModelConfig
 from grmp_score.errors import ConfigError, GrmpScoreError, ImageReadError
+from grmp_score.explain import Explanation, explain_image
 from grmp_score.images import ImageSource, read_image, source_name
 from grmp_score.model import QualityCLIP, p_high
 from grmp_score.patches import make_patches
@@ -184,6 +186,19 @@ class Scorer:
                 for future in pending:
                     future.cancel()
 
+    def explain(self, image: ImageSource) -> Explanation:
+        """The score of one image with its patches' places and values, and a heat map from some 48 more patches.
+
+        Args:
+            image: as for `score`.
+
+        Raises:
+            ImageReadError: the image cannot be read.
+        """
+        picture = read_image(image)
+        score = self._forward([self._cut(picture, image)])[0]
+        return explain_image(picture, score, self.preprocess, self._p_high)
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes these weights as a folder that `from_pretrained` reads; the preprocessing in use is saved."""
         return self._current().save(folder)
@@ -210,7 +225,9 @@ class Scorer:
         return dataclasses.replace(self.weights, config=config)
 
     def _prepare(self, source: ImageSource) -> _Prepared:
-        image = read_image(source)
+        return self._cut(read_image(source), source)
+
+    def _cut(self, image: Image.Image, source: ImageSource) -> _Prepared:
         return _Prepared(make_patches(image, self.preprocess), source_name(source), image.width, image.height)
 
     def _try_prepare(self, source: ImageSource) -> _Prepared | Score:
@@ -239,6 +256,11 @@ class Scorer:
             )
             for item, logits in zip(items, outputs, strict=True)
         ]
+
+    @torch.inference_mode()
+    def _p_high(self, patches: Tensor) -> list[float]:
+        values: list[float] = p_high(self.model(patches.to(self.device)).cpu().double()).tolist()
+        return values
 
 
 def pick_device(name: str) -> torch.device:

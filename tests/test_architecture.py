@@ -19,7 +19,7 @@ RANKS = [
     {"prompts"},
     {"model", "hub"},
     {"weights"},
-    {"official"},
+    {"official", "explain"},
     {"scorer"},
     {"trainer", "report"},
     {"cli"},
