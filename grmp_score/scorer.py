@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +23,9 @@ from grmp_score.explain import Explanation, explain_image
 from grmp_score.images import ImageSource, read_image, source_name
 from grmp_score.model import QualityCLIP, p_high
 from grmp_score.patches import make_patches
+
+#: Takes the name (None for images without one) and the upright RGB picture of an image that was read.
+Watch = Callable[[str | None, Image.Image], object]
 
 
 @dataclass(frozen=True)
@@ -164,21 +167,26 @@ class Scorer:
         """
         return self._forward([self._prepare(image)])[0]
 
-    def score_many(self, images: Iterable[ImageSource]) -> Iterator[Score]:
+    def score_many(self, images: Iterable[ImageSource], *, watch: Watch | None = None) -> Iterator[Score]:
         """Scores a stream of images, in order, one `Score` for each.
 
         An image that cannot be read gives a score with ``error`` set and no value; the stream goes on.  Images
         are read ahead by a few threads; the number held in memory does not depend on the stream's length.
+
+        Args:
+            images: as for `score`.
+            watch: called with the name and the upright RGB picture of every image that was read, before its score
+                is yielded, by the thread that read it; for thumbnails and the like.
         """
         with ThreadPoolExecutor(self.workers, thread_name_prefix="grmp-score-read") as pool:
             pending: deque[Future[_Prepared | Score]] = deque()
             stream = iter(images)
             ahead = self.workers + self.batch_size
             try:
-                pending.extend(pool.submit(self._try_prepare, image) for image in islice(stream, ahead))
+                pending.extend(pool.submit(self._try_prepare, image, watch) for image in islice(stream, ahead))
                 while pending:
                     batch = [pending.popleft().result() for _ in range(min(self.batch_size, len(pending)))]
-                    pending.extend(pool.submit(self._try_prepare, i) for i in islice(stream, len(batch)))
+                    pending.extend(pool.submit(self._try_prepare, i, watch) for i in islice(stream, len(batch)))
                     scored = iter(self._forward([item for item in batch if isinstance(item, _Prepared)]))
                     for item in batch:
                         yield next(scored) if isinstance(item, _Prepared) else item
@@ -195,9 +203,9 @@ class Scorer:
         Raises:
             ImageReadError: the image cannot be read.
         """
-        picture = read_image(image)
-        score = self._forward([self._cut(picture, image)])[0]
-        return explain_image(picture, score, self.preprocess, self._p_high)
+        read: list[Image.Image] = []
+        score = self._forward([self._prepare(image, lambda _, picture: read.append(picture))])[0]
+        return explain_image(read[0], score, self.preprocess, self._p_high)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes these weights as a folder that `from_pretrained` reads; the preprocessing in use is saved."""
@@ -224,15 +232,15 @@ class Scorer:
         config = dataclasses.replace(self.config, preprocess=self.preprocess)
         return dataclasses.replace(self.weights, config=config)
 
-    def _prepare(self, source: ImageSource) -> _Prepared:
-        return self._cut(read_image(source), source)
+    def _prepare(self, source: ImageSource, watch: Watch | None = None) -> _Prepared:
+        image, name = read_image(source), source_name(source)
+        if watch is not None:
+            watch(name, image)
+        return _Prepared(make_patches(image, self.preprocess), name, image.width, image.height)
 
-    def _cut(self, image: Image.Image, source: ImageSource) -> _Prepared:
-        return _Prepared(make_patches(image, self.preprocess), source_name(source), image.width, image.height)
-
-    def _try_prepare(self, source: ImageSource) -> _Prepared | Score:
+    def _try_prepare(self, source: ImageSource, watch: Watch | None) -> _Prepared | Score:
         try:
-            return self._prepare(source)
+            return self._prepare(source, watch)
         except ImageReadError as error:
             return Score(None, path=error.path or source_name(source), error=error.reason)
 
