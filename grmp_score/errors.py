@@ -35,6 +35,23 @@ class ImageReadError(GrmpScoreError):
     """An input is not an image that can be read: missing, empty, damaged, or of an unknown format."""
 
 
+class ImageTooLargeError(ImageReadError):
+    """An image has more pixels than the limit against decompression bombs.
+
+    Attributes:
+        pixels: width x height, as the file states them.
+        limit: the limit it was read with.
+    """
+
+    def __init__(self, pixels: int, limit: int, *, path: str | Path | None = None) -> None:
+        self.pixels, self.limit = pixels, limit
+        super().__init__(
+            f"the image has {pixels / 1e6:,.1f} megapixels, more than the limit of {limit / 1e6:,.1f}",
+            path=path,
+            hint="Raise max_pixels if the file is to be trusted",
+        )
+
+
 class ConfigError(GrmpScoreError, ValueError):
     """A setting has a value that makes no sense, or a configuration file does not have the expected form."""
 

@@ -74,8 +74,9 @@ def cut_patches(image: Image.Image, layout: Iterable[Corners], preprocess: Prepr
 
     crops, size = [], preprocess.patch_size
     for part in layout:
-        pixels = np.asarray(resize(image, preprocess, part.scale), dtype=np.uint8)
-        crops += [pixels[y : y + size, x : x + size] for y, x in part.corners]
+        resized = resize(image, preprocess, part.scale)
+        # Cut by Pillow: an array of the whole image would be a second one in memory.
+        crops += [np.asarray(resized.crop((x, y, x + size, y + size))) for y, x in part.corners.tolist()]
     values = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
     return normalise(values, preprocess)
 
@@ -148,15 +149,39 @@ def _scaled_to_shorter(width: int, height: int, shorter: int) -> tuple[int, int]
 def _resize_without_antialias(image: Image.Image, height: int, width: int, mode: str) -> Image.Image:
     """OpenCV's ``resize``: half-pixel centres, replicated border, cubic kernel with a = -0.75, no low-pass.
 
-    torch's ``interpolate`` computes the same; OpenCV rounds its cubic weights to 1/2048, so single values may
-    differ by 1 of 255.
+    OpenCV rounds its cubic weights to 1/2048, so single values may differ by 1 of 255.  Only the rows that are
+    sampled are unpacked: in floating point a large photo would be many times its size.
     """
-    import torch
+    rows, row_weights = _taps(image.height, height, mode)  # [height, T]
+    columns, column_weights = _taps(image.width, width, mode)
+    needed, row_at = np.unique(rows, return_inverse=True)
+    row_at = row_at.reshape(rows.shape)
+    lines = np.concatenate([np.asarray(image.crop((0, y, image.width, y + 1))) for y in needed.tolist()])
+    narrow = np.zeros((len(needed), width, 3), dtype=np.float32)
+    result = np.zeros((height, width, 3), dtype=np.float32)
+    for tap in range(rows.shape[1]):
+        narrow += lines[:, columns[:, tap]] * column_weights[:, tap, None]
+    for tap in range(rows.shape[1]):
+        result += narrow[row_at[:, tap]] * row_weights[:, tap, None, None]
+    return Image.fromarray(np.clip(np.round(result), 0, 255).astype(np.uint8))
 
-    values = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)[None]
-    resized = torch.nn.functional.interpolate(values, size=(height, width), mode=mode, align_corners=False)
-    pixels = resized[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
-    return Image.fromarray(pixels)
+
+def _taps(source: int, target: int, mode: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The source pixels [target, T] that each target pixel is a mixture of, and their weights."""
+    centre = (np.arange(target) + 0.5) * (source / target) - 0.5
+    if mode == "bilinear":
+        centre = np.maximum(centre, 0)
+    first = np.floor(centre).astype(np.int64)
+    t = (centre - first)[:, None]
+    if mode == "bilinear":
+        offsets, weights = np.array([0, 1]), np.concatenate([1 - t, t], axis=1)
+    else:
+        offsets, a = np.array([-1, 0, 1, 2]), -0.75
+        d = np.abs(t - offsets)
+        near = ((a + 2) * d - (a + 3)) * d * d + 1
+        far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        weights = np.where(d <= 1, near, far)
+    return np.clip(first[:, None] + offsets, 0, source - 1), weights.astype(np.float32)
 
 
 def patch_corners(height: int, width: int, preprocess: Preprocess) -> NDArray[np.int64]:

@@ -13,8 +13,10 @@ import grmp_score
 ROOT = Path(grmp_score.__file__).parent
 RANKS = [
     {"errors"},
-    {"config"},
-    {"images", "inputs", "metrics", "tokenizer"},
+    {"config", "formats", "remote"},
+    {"arrays", "guard", "inputs", "metrics", "tokenizer"},
+    {"colour", "decode"},
+    {"images"},
     {"patches", "backbone"},
     {"prompts"},
     {"model", "hub"},

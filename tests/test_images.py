@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from grmp_score.errors import ImageReadError
+from grmp_score.errors import ImageReadError, ImageTooLargeError
 from grmp_score.images import read_image
 
 from .conftest import Photo, make_photo
@@ -205,9 +205,12 @@ def test_16_bit_with_orientation(orientation: int) -> None:
 
 
 def test_32_bit_integers() -> None:
-    """32-bit integers are taken as 0..65535, beyond it clipped."""
-    image = Image.fromarray(np.array([[-5, 0, 32768, 65535, 2**31 - 1]], dtype=np.int32))
-    assert pixels(encoded(image, "TIFF"))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    """32-bit integers up to 65535 are a 16-bit picture in a wide type, beyond it they have the type's range."""
+    narrow = Image.fromarray(np.array([[-5, 0, 32768, 65535]], dtype=np.int32))
+    assert pixels(encoded(narrow, "TIFF"))[0, :, 0].tolist() == [0, 0, 128, 255]
+    assert pixels(narrow)[0, :, 0].tolist() == [0, 0, 128, 255]
+    wide = Image.fromarray(np.array([[-5, 0, 2**30, 2**31 - 1]], dtype=np.int32))
+    assert pixels(encoded(wide, "TIFF"))[0, :, 0].tolist() == [0, 0, 128, 255]
 
 
 def test_float_tiff() -> None:
@@ -345,10 +348,12 @@ def test_errors_from_open_files_name_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros((4, 4, 3), dtype=np.float32),
-        np.zeros((4, 4, 3), dtype=np.uint16),
-        np.zeros((4, 4, 4), dtype=np.uint8),
-        np.zeros((3, 4, 4), dtype=np.uint8),
+        np.zeros((4, 4, 3), dtype=np.int64),
+        np.zeros((4, 4, 3), dtype=np.complex64),
+        np.zeros((4, 4, 2), dtype=np.uint8),
+        np.zeros((4, 4, 5), dtype=np.uint8),
+        np.zeros((3, 9, 9), dtype=np.uint8),
+        np.zeros((1, 4, 4, 3), dtype=np.uint8),
         np.zeros(4, dtype=np.uint8),
         np.zeros((0, 4, 3), dtype=np.uint8),
         np.zeros((4, 0), dtype=np.uint8),
@@ -372,9 +377,23 @@ def test_a_name_with_a_null_character() -> None:
 
 
 def test_decompression_bomb(photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture beyond Pillow's limit is refused before its pixels are unpacked."""
+    """A picture above the limit is refused before its pixels are unpacked; Pillow's own limit is left alone."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert "too large" in refused(encoded(photo(80, 60), "PNG")).reason
+    data = encoded(photo(80, 60), "PNG")
+    assert read_image(data).size == (80, 60)
+    assert read_image(data, max_pixels=4800).size == (80, 60)
+    with pytest.raises(ImageTooLargeError, match=r"megapixels, more than the limit .*max_pixels") as caught:
+        read_image(data, max_pixels=4799, name="bomb.png")
+    assert (caught.value.path, caught.value.pixels, caught.value.limit) == ("bomb.png", 4800, 4799)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_bomb_of_few_bytes() -> None:
+    """A file of few bytes that states a hundred thousand pixels in each direction is refused by default."""
+    chunk = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    head = struct.pack(">I", 13) + b"IHDR" + chunk + struct.pack(">I", zlib.crc32(b"IHDR" + chunk))
+    with pytest.raises(ImageTooLargeError, match=r"10,000\.0 megapixels"):
+        read_image(b"\x89PNG\r\n\x1a\n" + head + png16(DEEP)[33:])
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,105 @@
+"""Arrays and tensors -> PIL images with 8 bits per channel, or what is wrong with them."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from grmp_score.errors import ImageReadError
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+_TYPES = "uint8 (0..255), uint16 (0..65535), float (0..1) or bool"
+_ARRAY = f"expected an array [H, W] or [H, W, C] with C = 1, 3 (RGB) or 4 (RGBA) of {_TYPES}"
+_TENSOR = f"expected a tensor [H, W], [C, H, W] or [1, C, H, W] with C = 1, 3 (RGB) or 4 (RGBA) of {_TYPES}"
+
+#: How far floats may leave 0..1: a resampled picture overshoots by rounding.
+_TOLERANCE = 1e-3
+
+#: Rows that are scaled at a time, so that no second full picture in floating point is in memory.
+_ROWS = 256
+
+
+def is_tensor(source: object) -> bool:
+    """Whether this is a torch tensor; torch is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
+
+
+def from_tensor(tensor: torch.Tensor) -> Image.Image:
+    """[H, W], [C, H, W] or [1, C, H, W], on any device -> image of mode L, RGB or RGBA.
+
+    Raises:
+        ImageReadError: another shape, type or range.
+    """
+    import torch
+
+    shape = tuple(tensor.shape)
+    if tensor.ndim == 4 and shape[0] != 1:
+        raise ImageReadError(
+            f"{_TENSOR}, got a batch {list(shape)} of {shape[0]} images",
+            hint="Score the images one by one; iterating over the batch gives them",
+        )
+    if tensor.ndim == 4:
+        tensor = tensor[0]
+    if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4)):
+        hint = "Channels come first: tensor.permute(2, 0, 1)" if shape[-1:] in ((3,), (4,)) else None
+        raise ImageReadError(f"{_TENSOR}, got the shape {list(shape)}", hint=hint)
+    if tensor.is_floating_point():
+        tensor = tensor.to(torch.float32) if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    try:
+        array = tensor.detach().cpu().numpy()
+    except (TypeError, RuntimeError) as error:  # complex, quantised, sparse
+        raise ImageReadError(f"{_TENSOR}, got {tensor.dtype}") from error
+    return from_array(array if array.ndim == 2 else array.transpose(1, 2, 0), expected=_TENSOR)
+
+
+def from_array(array: NDArray[Any], *, expected: str = _ARRAY) -> Image.Image:
+    """[H, W] or [H, W, C] -> image of mode L, RGB or RGBA.
+
+    Raises:
+        ImageReadError: another shape, type or range.
+    """
+    shape = list(array.shape)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+        hint = "Channels come last: array.transpose(1, 2, 0)" if first else None
+        raise ImageReadError(f"{expected}, got the shape {shape}", hint=hint)
+    if array.size == 0:
+        raise ImageReadError(f"the array has no pixels: {shape}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(array))
+    if array.dtype == np.bool_:
+        return Image.fromarray(array.astype(np.uint8) * np.uint8(255))
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return to_8_bit(array, 65535.0)
+    if array.dtype.kind != "f":
+        whole = "Whole numbers 0..255 are given by array.astype(np.uint8)"
+        raise ImageReadError(f"{expected}, got {array.dtype}", hint=whole if array.dtype.kind in "iu" else None)
+    low, high = float(array.min()), float(array.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ImageReadError("the array holds NaN or infinite values; floats must lie in 0..1")
+    if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+        raise ImageReadError(
+            f"the array's values lie in {low:.4g}..{high:.4g}; floats must lie in 0..1",
+            hint="Divide by the value of white" if low >= 0 else "Undo the normalisation, or clip",
+        )
+    return to_8_bit(array, 1.0)
+
+
+def to_8_bit(values: NDArray[Any], white: float) -> Image.Image:
+    """Values [H, W] or [H, W, C] -> 8 bits, 0 black, ``white`` white, clipped; NaN is black."""
+    result = np.empty(values.shape, dtype=np.uint8)
+    for top in range(0, len(values), _ROWS):
+        with np.errstate(invalid="ignore"):  # damaged files hold signalling NaNs
+            part = values[top : top + _ROWS].astype(np.float64)
+        part = np.nan_to_num(part, nan=0.0, posinf=np.inf, neginf=-np.inf) * (255.0 / white)
+        result[top : top + _ROWS] = np.clip(np.round(part), 0, 255)
+    return Image.fromarray(result)
