@@ -108,7 +108,7 @@ def command(
         facts = Facts(
             title=title or f"Image quality of {', '.join(paths)}",
             model=scorer.config.name,
-            checksum=None,
+            checksum=scorer.checksum,
             patches=scorer.preprocess.patches,
             created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
             version=__version__,
