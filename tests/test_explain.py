@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter
 from grmp_score import ImageReadError, Scorer
 from grmp_score.config import Preprocess
 from grmp_score.explain import DENSE_PATCHES, MAP_SIZE, dense_layout, heat_map
+from grmp_score.images import read_image
 from grmp_score.patches import cut_patches, make_patches, patch_boxes, patch_corners, patch_layout, resize
 from grmp_score.weights import Weights
 
@@ -144,6 +145,19 @@ def test_an_explanation_has_the_score(scorer: Scorer, photo: Photo, tmp_path: Pa
     assert 2 <= explanation.dense_patches <= DENSE_PATCHES
     again = scorer.explain(str(path))
     assert again.patches == explanation.patches and np.array_equal(again.heat, explanation.heat)
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "I;16", "CMYK", "1"])
+def test_a_picture_is_explained_like_its_file(scorer: Scorer, photo: Photo, tmp_path: Path, mode: str) -> None:
+    """Reading first and explaining then gives the values of the file, whatever kind of picture it is."""
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    if mode == "I;16":
+        Image.fromarray(np.asarray(photo().convert("L")).astype(np.uint16) * 257).save(path)
+    elif mode == "P":
+        photo().convert("P").save(path, transparency=3)
+    else:
+        photo().convert(mode).save(path)
+    assert scorer.explain(read_image(path)).score.patch_values == scorer.score(path).patch_values
 
 
 def test_places_are_in_the_upright_image(scorer: Scorer, photo: Photo) -> None:

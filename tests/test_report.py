@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import re
@@ -378,6 +379,34 @@ def test_success_and_wrong_usage(model: str, photo: Photo, tmp_path: Path) -> No
     ):
         result = CliRunner().invoke(cli, ["report", *arguments, "-m", "no such model"])
         assert result.exit_code == 2 and "no such model" not in result.output
+
+
+def test_a_cache_changes_nothing_but_the_time(
+    model: str, photo: Photo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With scores from a cache the page is the same, thumbnails included, and nothing is computed."""
+    for number in range(3):
+        photo(80, 60, number).save(tmp_path / f"{number}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    pages = []
+    for _ in range(2):
+        arguments = ["report", str(tmp_path), "-o", str(tmp_path / "p.html"), "-m", model]
+        result = CliRunner().invoke(cli, [*arguments, "--cache", str(tmp_path / "c.sqlite")])
+        assert result.exit_code == 1, result.output
+        pages.append(Page((tmp_path / "p.html").read_text(encoding="utf-8")))
+        monkeypatch.setattr(Scorer, "_forward", lambda self, items: [1 / 0 for _ in items])
+    assert pages[0].elements == pages[1].elements and len(pages[1].cards()) == 3
+
+
+def test_verdicts_are_explained(photo: Photo, tmp_path: Path) -> None:
+    """Every image has a word for its score, and the page says where each begins."""
+    facts = dataclasses.replace(FACTS, verdicts=[("good", 0.7), ("fair", 0.4)])
+    with gallery_of(("a.jpg", 0.7, photo()), ("b.jpg", 0.39, photo(50, 90, 3))) as gallery:
+        write_page(tmp_path / "p.html", gallery, facts)
+    page = Page((tmp_path / "p.html").read_text(encoding="utf-8"))
+    words = [data for tag, data in page.texts if tag == "span"]
+    assert words.count("good") == words.count("bad") == 2 and "fair" not in words  # in a list, and best or worst
+    assert "from 0.70" in " ".join(data for _, data in page.texts)
 
 
 def test_ctrl_c_keeps_what_is_done(

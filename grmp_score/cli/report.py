@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
@@ -42,6 +43,21 @@ _OUTSIDE = (
 @model_options
 @patches_option
 @device_option
+@click.option(
+    "--background", default="white", show_default=True, metavar="COLOUR", help="What lies under transparency."
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Refuse images of more pixels (width x height).  [default: 250 million]",
+)
+@click.option(
+    "--cache",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.sqlite",
+    help="Keep scores in this file and look them up there, by content.  Several runs may share it.",
+)
 @click.option("--batch-size", type=click.IntRange(1), help="Images per pass.  [default: 1 on a CPU, else 16]")
 @click.option("--workers", type=click.IntRange(1), help="Threads that read images.  [default: cores, at most 4]")
 def command(
@@ -54,6 +70,9 @@ def command(
     revision: str | None,
     patches: int | None,
     device: str,
+    background: str,
+    max_pixels: int | None,
+    cache: Path | None,
     batch_size: int | None,
     workers: int | None,
 ) -> None:
@@ -67,7 +86,7 @@ def command(
     \b
     Examples:
       grmp-score report photos/ -o report.html
-      grmp-score report photos/2024 photos/2025 -o both.html --title "Two summers"
+      grmp-score report photos/ -o summer.html --title "Summer" --cache scores.sqlite
 
     Exit status: 0 everything was scored, 1 something could not be (named in the page), 2 wrong usage.
     """
@@ -80,14 +99,29 @@ def command(
         raise click.UsageError(f"no images found in: {', '.join(paths)}")
     warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files become errors of the page, not warnings
 
+    from grmp_score.cache import ScoreCache
+    from grmp_score.images import MAX_PIXELS
+    from grmp_score.meaning import thresholds
     from grmp_score.report.gallery import Failure, Fence, Gallery
     from grmp_score.report.html import Facts, write_page
 
     scorer = open_scorer(
-        model, filename, revision, device=device, patches=patches, batch_size=batch_size, workers=workers
+        model,
+        filename,
+        revision,
+        device=device,
+        patches=patches,
+        batch_size=batch_size,
+        workers=workers,
+        background=background,
+        max_pixels=max_pixels or MAX_PIXELS,
     )
     fence = Fence(paths)
-    with Gallery(thumbnail) as gallery, progress_bar("Scoring", len(files), unit="images") as advance:
+    with (
+        ScoreCache(cache) if cache else nullcontext() as known,
+        Gallery(thumbnail) as gallery,
+        progress_bar("Scoring", len(files), unit="images") as advance,
+    ):
 
         def allowed() -> Iterator[str]:
             for file in files:
@@ -99,7 +133,7 @@ def command(
 
         stopped = False
         try:
-            for score in scorer.score_many(allowed(), watch=gallery.look):
+            for score in scorer.score_many(allowed(), cache=known, watch=gallery.look):
                 gallery.add(score)
                 advance(1)
         except KeyboardInterrupt:  # what took hours is not thrown away
@@ -112,6 +146,7 @@ def command(
             patches=scorer.preprocess.patches,
             created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
             version=__version__,
+            verdicts=thresholds(scorer.config.reference_percentiles),
             note=f"Stopped after {done} of {len(files)} images." if stopped else "",
         )
         write_page(output, gallery, facts)

@@ -50,7 +50,7 @@ def write_explanation(scorer: Scorer, path: str | os.PathLike[str], folder: str 
         GrmpScoreError: the picture cannot be written.
     """
     name = os.fspath(path)
-    image = read_image(name)
+    image = read_image(name, background=scorer.background, max_pixels=scorer.max_pixels)
     picture = draw_explanation(image, scorer.explain(image), title=os.path.basename(name), model=scorer.config.name)
     target = Path(folder) / explanation_name(name)
     try:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from PIL import Image
 
 from grmp_score.errors import GrmpScoreError
+from grmp_score.meaning import WORST, verdict
 from grmp_score.report.bursts import bursts
 from grmp_score.report.colours import colour
 from grmp_score.report.files import replacing
@@ -41,6 +42,7 @@ class Facts:
         checksum: of the weights; None leaves it out.
         patches: patches per image.
         created: date and time as text.
+        verdicts: `grmp_score.meaning.thresholds` of the weights; may be empty.
         version: of this package.
         note: what the reader should know first, e.g. that the run was stopped.
     """
@@ -52,6 +54,7 @@ class Facts:
     created: str
     version: str
     note: str = ""
+    verdicts: Sequence[tuple[str, float]] = ()
 
 
 def write_page(target: Path, gallery: Gallery, facts: Facts) -> None:
@@ -160,6 +163,13 @@ class _Page:
             "apart. It is about technical quality, such as sharpness, noise and compression, not about what is "
             "shown. Scores of different models cannot be compared.</p>"
         )
+        if facts.verdicts:
+            words = ", ".join(f"<strong>{text(word)}</strong> from {limit:.2f}" for word, limit in facts.verdicts)
+            yield (
+                f"<p>In words: {words}, below that <strong>{text(WORST)}</strong>. Excellent is better than three "
+                "quarters of clean reference photos, good better than a quarter; poor is worse than half of "
+                "heavily distorted photos.</p>"
+            )
 
     def _histogram(self) -> Iterator[str]:
         if not self._shots:
@@ -230,6 +240,8 @@ class _Page:
     def _card(self, i: int, *, main: bool = False, small: bool = False, best: bool = False) -> str:
         shot, name = self._shots[i], text(self._names[i])
         number, spread = f"{shot.value:.3f}", f"± {shot.standard_error:.3f}"
+        judgement = verdict(self._facts.verdicts, shot.value)
+        word = f" <span>{text(judgement)}</span>" if judgement else ""
         size = "" if small else f"{shot.width}×{shot.height}"
         attributes, note = "", ""
         if main:
@@ -246,7 +258,7 @@ class _Page:
         picture = picture if url is None else f'<a class="photo" href="{text(url)}">{picture}</a>'
         return (
             f'<li class="card{" best" if best else ""}"{attributes}>{picture}{mark}'
-            f'<p class="score"><b>{number}</b> <span>{spread}</span></p>'
+            f'<p class="score"><b>{number}</b> <span>{spread}</span>{word}</p>'
             f'<div class="bar" style="--v:{shot.value:.3f};--c:{_css(colour(shot.value))}"><i></i></div>'
             f'<p class="name">{name}</p>'
             f'<p class="note">{" · ".join(filter(None, (size, note)))}</p></li>\n'
