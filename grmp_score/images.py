@@ -28,11 +28,7 @@ from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, Union
 
 import numpy as np
-<<<<<<< HEAD
 from PIL import Image
-=======
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
->>>>>>> outputs
 
 from grmp_score.arrays import from_array, from_tensor, is_tensor
 from grmp_score.colour import Colour, parse_colour, to_rgb
@@ -54,31 +50,6 @@ ImageSource = Union[
 MAX_PIXELS = 250_000_000
 
 
-<<<<<<< HEAD
-=======
-#: Pixels beyond which a file is taken for a decompression bomb.
-MAX_PIXELS = 250_000_000
-
-
-def image_bytes(source: str | os.PathLike[str] | bytes | IO[bytes]) -> bytes:
-    """The encoded bytes of a picture, not yet decoded; `ImageReadError` when they cannot be had."""
-    name = source_name(source)
-    try:
-        if isinstance(source, (bytes, bytearray)):
-            return bytes(source)
-        if isinstance(source, (str, os.PathLike)):
-            _check_file(Path(source))
-            return Path(source).read_bytes()
-        return source.read()
-    except FileNotFoundError as error:
-        raise ImageReadError("no such file", path=name) from error
-    except PermissionError as error:
-        raise ImageReadError("no permission to read it", path=name) from error
-    except (OSError, ValueError) as error:
-        raise ImageReadError(f"cannot read: {error}", path=name) from error
-
-
->>>>>>> outputs
 def read_image(
     source: ImageSource,
     *,
@@ -110,7 +81,6 @@ def read_image(
         ImageTooLargeError: the image is above ``max_pixels``; an `ImageReadError` too.
         ConfigError: the background is no colour.
     """
-<<<<<<< HEAD
     colour = parse_colour(background)
     name = name or source_name(source)
     with _as_read_error(name), decoding():
@@ -139,36 +109,6 @@ def image_bytes(source: str | os.PathLike[str] | bytes | IO[bytes]) -> bytes:
         if not data:
             raise ImageReadError("the file is empty")
         return data
-=======
-    name = name or source_name(source)
-    try:
-        if isinstance(source, Image.Image):
-            return to_rgb(source, background)
-        if isinstance(source, np.ndarray):
-            return to_rgb(_from_array(source), background)
-        if isinstance(source, (bytes, bytearray)):
-            source = io.BytesIO(source)
-        elif isinstance(source, (str, os.PathLike)):
-            _check_file(Path(source))
-        with Image.open(source) as image:
-            if max_pixels is not None and image.width * image.height > max_pixels:
-                raise ImageReadError(f"{image.width}x{image.height} pixels, more than {max_pixels}", path=name)
-            return to_rgb(image, background)
-    except ImageReadError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageReadError("not an image, or of a format that Pillow cannot read", path=name) from error
-    except Image.DecompressionBombError as error:
-        raise ImageReadError(f"too large to decode safely: {error}", path=name) from error
-    except FileNotFoundError as error:
-        raise ImageReadError("no such file", path=name) from error
-    except PermissionError as error:
-        raise ImageReadError("no permission to read it", path=name) from error
-    except Exception as error:
-        # Decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error, ValueError,
-        # IndexError, zlib.error, MemoryError ...; to the caller they all mean the same.
-        raise ImageReadError(f"cannot decode: {error or type(error).__name__}", path=name) from error
->>>>>>> outputs
 
 
 def source_name(source: object) -> str | None:
@@ -219,7 +159,6 @@ def _as_read_error(name: str | None) -> Iterator[None]:
         raise ImageReadError(f"cannot read it: {text}", path=name) from error
 
 
-<<<<<<< HEAD
 @contextlib.contextmanager
 def _opened(source: object) -> Iterator[IO[bytes]]:
     """A binary, seekable file with the encoded picture."""
@@ -233,29 +172,6 @@ def _opened(source: object) -> Iterator[IO[bytes]]:
     elif hasattr(source, "read"):
         stream: Any = source
         yield stream if getattr(stream, "seekable", bool)() else io.BytesIO(stream.read())
-=======
-def to_rgb(image: Image.Image, background: str | tuple[int, int, int] = "white") -> Image.Image:
-    """Any PIL image -> upright 8-bit RGB, by the rules at the top of this file."""
-    image = ImageOps.exif_transpose(image)
-    if image.width < 1 or image.height < 1:
-        raise ImageReadError(f"the image has no pixels: {image.width}x{image.height}")
-    if image.mode.startswith(("I", "F")):
-        image = _scale_deep(image)
-    if image.mode == "La":
-        image = image.convert("LA")  # the only mode that Pillow converts it to
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        colour = ImageColor.getrgb(background)[:3] if isinstance(background, str) else background
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (*colour, 255)), rgba)
-    return image.convert("RGB")
-
-
-def _scale_deep(image: Image.Image) -> Image.Image:
-    """Grey images deeper than 8 bits -> 8 bits by their true range; Pillow's own conversion clips at 255."""
-    values = np.asarray(image)
-    if image.mode == "F":
-        scaled = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=1.0, neginf=0.0) * 255.0
->>>>>>> outputs
     else:
         raise ImageReadError(
             f"expected a path, bytes, binary file, PIL image, array or tensor, got {type(source).__name__}"

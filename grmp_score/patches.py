@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +26,23 @@ _RESAMPLING = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Corners:
+    """Where patches are cut out of one size of an image.
+
+    Attributes:
+        scale: share of the resized image, one of ``preprocess.scales``.
+        width: width of the image at this scale, in its own pixels.
+        height: height of the image at this scale.
+        corners: int64 [n, 2], top-left corners (y, x) in it.
+    """
+
+    scale: float
+    width: int
+    height: int
+    corners: NDArray[np.int64]
+
+
 def make_patches(image: Image.Image, preprocess: Preprocess) -> torch.Tensor:
     """Cuts one image into normalised patches.
 
@@ -35,18 +54,53 @@ def make_patches(image: Image.Image, preprocess: Preprocess) -> torch.Tensor:
         float32 tensor [P, 3, S, S]; values are (v / 255 - mean) / std.  The result depends on the pixels and
         ``preprocess`` alone.
     """
+    return cut_patches(image, patch_layout(*image.size, preprocess), preprocess)
+
+
+def patch_layout(width: int, height: int, preprocess: Preprocess) -> list[Corners]:
+    """Where `make_patches` cuts an image of width x height, scale by scale, in the order of its patches."""
+    layout = []
+    for number, scale in enumerate(preprocess.scales):
+        count = len(range(number, preprocess.patches, len(preprocess.scales)))
+        here = dataclasses.replace(preprocess, patches=count, scales=(1.0,))
+        w, h = resized_size(width, height, preprocess, scale)
+        layout.append(Corners(scale, w, h, patch_corners(h, w, here)))
+    return layout
+
+
+def cut_patches(image: Image.Image, layout: Iterable[Corners], preprocess: Preprocess) -> torch.Tensor:
+    """The patches [P, 3, S, S] of an 8-bit RGB image at the places of ``layout``, normalised."""
     import torch
 
     crops, size = [], preprocess.patch_size
-    for number, scale in enumerate(preprocess.scales):
-        resized = resize(image, preprocess, scale)
-        count = len(range(number, preprocess.patches, len(preprocess.scales)))
-        here = dataclasses.replace(preprocess, patches=count, scales=(1.0,))
-        corners = patch_corners(resized.height, resized.width, here)
+    for part in layout:
+        resized = resize(image, preprocess, part.scale)
         # Cut by Pillow: an array of the whole image would be a second one in memory.
-        crops += [np.asarray(resized.crop((x, y, x + size, y + size))) for y, x in corners.tolist()]
+        crops += [np.asarray(resized.crop((x, y, x + size, y + size))) for y, x in part.corners.tolist()]
     values = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
     return normalise(values, preprocess)
+
+
+def patch_boxes(width: int, height: int, layout: Iterable[Corners], size: int) -> NDArray[np.float64]:
+    """What the patches of ``layout`` cover of the image they are cut from.
+
+    Args:
+        width: width of the image before any resizing.
+        height: its height.
+        layout: `patch_layout` of this width and height, or any other corners.
+        size: side of the patches.
+
+    Returns:
+        float64 [P, 4]: left, top, right, bottom in the image's own pixels, within 0..width and 0..height.
+    """
+    boxes = []
+    for part in layout:
+        ratio = np.array([width / part.width, height / part.height])
+        start = part.corners[:, ::-1] * ratio
+        boxes.append(np.hstack([start, start + size * ratio]))
+    joined: NDArray[np.float64] = np.concatenate(boxes)
+    # The product may round to a hair beyond the border.
+    return np.minimum(joined, [width, height, width, height])
 
 
 def normalise(values: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
@@ -57,10 +111,21 @@ def normalise(values: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
 
 
 def resize(image: Image.Image, preprocess: Preprocess, scale: float = 1.0) -> Image.Image:
-    """Applies the resize rule and then ``scale``, in one resampling; an image smaller than a patch is enlarged,
-    keeping its aspect ratio, until its shorter side is the patch size (an image thinner than 1:40 loses its ratio:
-    its longer side is not enlarged beyond 40 patches)."""
-    width, height = image.size
+    """Brings an image to `resized_size`, in one resampling."""
+    width, height = resized_size(*image.size, preprocess, scale)
+    if (width, height) == image.size:
+        return image
+    if preprocess.antialias:
+        return image.resize((width, height), _RESAMPLING[preprocess.interpolation])
+    return _resize_without_antialias(image, height, width, preprocess.interpolation)
+
+
+def resized_size(width: int, height: int, preprocess: Preprocess, scale: float = 1.0) -> tuple[int, int]:
+    """Width and height after the resize rule and then ``scale``.
+
+    An image smaller than a patch is enlarged, keeping its aspect ratio, until its shorter side is the patch size
+    (an image thinner than 1:40 loses its ratio: its longer side is not enlarged beyond 40 patches).
+    """
     if preprocess.resize == "exact":
         assert preprocess.size is not None
         width = height = preprocess.size
@@ -73,11 +138,7 @@ def resize(image: Image.Image, preprocess: Preprocess, scale: float = 1.0) -> Im
         longest = max(width, height, _MAX_ENLARGED * preprocess.patch_size)
         width, height = _scaled_to_shorter(width, height, preprocess.patch_size)
         width, height = min(width, longest), min(height, longest)
-    if (width, height) == image.size:
-        return image
-    if preprocess.antialias:
-        return image.resize((width, height), _RESAMPLING[preprocess.interpolation])
-    return _resize_without_antialias(image, height, width, preprocess.interpolation)
+    return width, height
 
 
 def _scaled_to_shorter(width: int, height: int, shorter: int) -> tuple[int, int]:

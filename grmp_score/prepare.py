@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ from grmp_score.errors import ImageReadError
 from grmp_score.images import ImageSource, image_bytes, read_image, source_name
 from grmp_score.patches import make_patches
 from grmp_score.score import Score
+
+#: Takes the name (None for images without one) and the upright RGB picture of an image that was read.
+Watch = Callable[[str | None, Image.Image], object]
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Preparer:
         background, max_pixels: as in `read_image`.
         cache: where to look before decoding.
         settings: the key of everything but the image.
+        watch: is shown every picture, also of images whose score the cache has.
     """
 
     config: ModelConfig
@@ -55,6 +60,7 @@ class Preparer:
     max_pixels: int | None
     cache: ScoreCache | None = None
     settings: bytes = b""
+    watch: Watch | None = None
 
     def read(self, image: ImageSource, name: str | None = None) -> Image.Image:
         """The upright RGB picture."""
@@ -77,12 +83,14 @@ class Preparer:
                 content_hash = self.cache.known_hash(state)
                 score = self._cached(content_hash, name)
                 if score is not None:
+                    self._show(image, name)
                     return score
             opened = self._open(image)
             content_hash = opened.content_hash
             score = self._cached(content_hash, name)
             if score is not None:
                 self._note(state, content_hash)
+                self._show(opened.data, name)
                 return score
             return dataclasses.replace(self._decode(opened), state=state)
         except ImageReadError as error:
@@ -104,8 +112,14 @@ class Preparer:
 
     def _decode(self, opened: _Opened) -> Prepared:
         picture = self.read(opened.data, opened.name)
+        if self.watch is not None:
+            self.watch(opened.name, picture)
         patches = make_patches(picture, self.preprocess)
         return Prepared(patches, opened.name, picture.width, picture.height, opened.content_hash)
+
+    def _show(self, image: ImageSource, name: str | None) -> None:
+        if self.watch is not None:
+            self.watch(name, self.read(image, name))
 
     def _note(self, state: FileState | None, content_hash: str | None) -> None:
         if self.cache is not None and state is not None and content_hash is not None:

@@ -14,15 +14,18 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from PIL import Image
+from torch import Tensor
 
 from grmp_score import hub, weights
 from grmp_score.cache import ScoreCache
 from grmp_score.checksum import model_checksum
 from grmp_score.config import ModelConfig
 from grmp_score.errors import ConfigError, GrmpScoreError
+from grmp_score.explain import Explanation, explain_image
 from grmp_score.images import MAX_PIXELS, ImageSource
 from grmp_score.model import QualityCLIP, p_high
-from grmp_score.prepare import Prepared, Preparer
+from grmp_score.prepare import Prepared, Preparer, Watch
 from grmp_score.score import Score as Score
 
 #: Part of every cache key: to be raised whenever the same weights and the same image give another score.
@@ -159,7 +162,9 @@ class Scorer:
         """
         return self._forward([self._preparer().prepare(image)])[0]
 
-    def score_many(self, images: Iterable[ImageSource], *, cache: ScoreCache | None = None) -> Iterator[Score]:
+    def score_many(
+        self, images: Iterable[ImageSource], *, cache: ScoreCache | None = None, watch: Watch | None = None
+    ) -> Iterator[Score]:
         """Scores a stream of images, in order, one `Score` for each.
 
         An image that cannot be read gives a score with ``error`` set and no value; the stream goes on.  Images
@@ -168,11 +173,14 @@ class Scorer:
         Args:
             images: as for `score`.
             cache: where scores are looked up and kept.  What fails is not kept.
+            watch: called with the name and the upright RGB picture of every image that was read, before its score
+                is yielded, by the thread that read it; for thumbnails and the like.  It is given images whose
+                score comes from the cache too.
 
         Raises:
             CacheError: the cache cannot be used.
         """
-        preparer = self._preparer(cache)
+        preparer = self._preparer(cache, watch)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="grmp-score-read") as pool:
             pending: deque[Future[Prepared | Score]] = deque()
             stream = iter(images)
@@ -193,6 +201,20 @@ class Scorer:
             finally:
                 for future in pending:
                     future.cancel()
+
+    def explain(self, image: ImageSource) -> Explanation:
+        """The score of one image with its patches' places and values, and a heat map from some 48 more patches.
+
+        Args:
+            image: as for `score`.
+
+        Raises:
+            ImageReadError: the image cannot be read.
+        """
+        read: list[Image.Image] = []
+        preparer = self._preparer(watch=lambda _, picture: read.append(picture))
+        score = self._forward([preparer.prepare(image)])[0]
+        return explain_image(read[0], score, self.preprocess, self._p_high)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes these weights as a folder that `from_pretrained` reads; the preprocessing in use is saved."""
@@ -219,9 +241,9 @@ class Scorer:
         config = dataclasses.replace(self.config, preprocess=self.preprocess)
         return dataclasses.replace(self.weights, config=config)
 
-    def _preparer(self, cache: ScoreCache | None = None) -> Preparer:
+    def _preparer(self, cache: ScoreCache | None = None, watch: Watch | None = None) -> Preparer:
         settings = b"" if cache is None else self.settings_key
-        return Preparer(self.config, self.preprocess, self.background, self.max_pixels, cache, settings)
+        return Preparer(self.config, self.preprocess, self.background, self.max_pixels, cache, settings, watch)
 
     @torch.inference_mode()
     def _forward(self, items: list[Prepared]) -> list[Score]:
@@ -245,6 +267,11 @@ class Scorer:
             )
             for item, logits in zip(items, outputs, strict=True)
         ]
+
+    @torch.inference_mode()
+    def _p_high(self, patches: Tensor) -> list[float]:
+        values: list[float] = p_high(self.model(patches.to(self.device)).cpu().double()).tolist()
+        return values
 
 
 def pick_device(name: str) -> torch.device:

@@ -21,7 +21,7 @@ RANKS = [
     {"prompts", "prepare"},
     {"model", "hub"},
     {"weights"},
-    {"official"},
+    {"official", "explain"},
     {"scorer"},
     {"trainer", "report"},
     {"cli"},

@@ -18,6 +18,7 @@ from grmp_score.errors import GrmpScoreError
 #: that ``--help`` answers at once.
 COMMANDS = {
     "score": ("score", "Score images (the default command)."),
+    "report": ("report", "Score images and write one web page about them."),
     "convert": ("convert", "Convert an official GRMP-IQA .pt checkpoint."),
     "info": ("info", "Show what a set of weights is."),
     "evaluate": ("evaluate", "Measure how well a model agrees with your own labels."),
