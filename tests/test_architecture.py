@@ -21,6 +21,8 @@ RANKS = [
     {"weights"},
     {"official"},
     {"scorer"},
+    {"frames"},
+    {"ray"},
     {"trainer", "report"},
     {"cli"},
 ]
