@@ -51,6 +51,14 @@ class DataError(GrmpScoreError):
     """A training data set does not have the layout or the content that was expected."""
 
 
+class CacheError(GrmpScoreError):
+    """A file of cached scores cannot be opened, read or written, or is something else."""
+
+
+class ResultsError(GrmpScoreError):
+    """Results of an earlier run cannot be continued."""
+
+
 class MissingExtraError(GrmpScoreError, ImportError):
     """A feature needs an optional dependency that is not installed."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Union
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from grmp_score.errors import ImageReadError
 
@@ -29,7 +29,35 @@ if TYPE_CHECKING:
 ImageSource = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, "NDArray[np.uint8]"]
 
 
-def read_image(source: ImageSource) -> Image.Image:
+#: Pixels beyond which a file is taken for a decompression bomb.
+MAX_PIXELS = 250_000_000
+
+
+def image_bytes(source: str | os.PathLike[str] | bytes | IO[bytes]) -> bytes:
+    """The encoded bytes of a picture, not yet decoded; `ImageReadError` when they cannot be had."""
+    name = source_name(source)
+    try:
+        if isinstance(source, (bytes, bytearray)):
+            return bytes(source)
+        if isinstance(source, (str, os.PathLike)):
+            _check_file(Path(source))
+            return Path(source).read_bytes()
+        return source.read()
+    except FileNotFoundError as error:
+        raise ImageReadError("no such file", path=name) from error
+    except PermissionError as error:
+        raise ImageReadError("no permission to read it", path=name) from error
+    except (OSError, ValueError) as error:
+        raise ImageReadError(f"cannot read: {error}", path=name) from error
+
+
+def read_image(
+    source: ImageSource,
+    *,
+    background: str | tuple[int, int, int] = "white",
+    max_pixels: int | None = MAX_PIXELS,
+    name: str | None = None,
+) -> Image.Image:
     """Reads one picture.
 
     Args:
@@ -41,18 +69,20 @@ def read_image(source: ImageSource) -> Image.Image:
     Raises:
         ImageReadError: the source is missing, empty, damaged or not an image; its ``path`` is set for files.
     """
-    name = source_name(source)
+    name = name or source_name(source)
     try:
         if isinstance(source, Image.Image):
-            return to_rgb(source)
+            return to_rgb(source, background)
         if isinstance(source, np.ndarray):
-            return to_rgb(_from_array(source))
+            return to_rgb(_from_array(source), background)
         if isinstance(source, (bytes, bytearray)):
             source = io.BytesIO(source)
         elif isinstance(source, (str, os.PathLike)):
             _check_file(Path(source))
         with Image.open(source) as image:
-            return to_rgb(image)
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise ImageReadError(f"{image.width}x{image.height} pixels, more than {max_pixels}", path=name)
+            return to_rgb(image, background)
     except ImageReadError:
         raise
     except UnidentifiedImageError as error:
@@ -95,7 +125,7 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(array)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, background: str | tuple[int, int, int] = "white") -> Image.Image:
     """Any PIL image -> upright 8-bit RGB, by the rules at the top of this file."""
     image = ImageOps.exif_transpose(image)
     if image.width < 1 or image.height < 1:
@@ -106,8 +136,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("LA")  # the only mode that Pillow converts it to
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        image = Image.alpha_composite(white, rgba)
+        colour = ImageColor.getrgb(background)[:3] if isinstance(background, str) else background
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (*colour, 255)), rgba)
     return image.convert("RGB")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 #: What is looked for in folders.  Files named one by one are tried whatever they are called.
 SUFFIXES = frozenset(
@@ -13,7 +14,7 @@ SUFFIXES = frozenset(
 )
 
 
-def find_images(paths: Iterable[str]) -> Iterator[str]:
+def find_images(paths: Iterable[str], *, patterns: bool = True) -> Iterator[str]:
     """Expands folders (recursively, sorted, hidden entries skipped) and passes everything else through.
 
     A path that does not exist is passed through too: it becomes an error row of its own.
@@ -27,3 +28,19 @@ def find_images(paths: Iterable[str]) -> Iterator[str]:
             for name in sorted(files):
                 if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
                     yield os.path.join(folder, name)
+
+
+def read_list(stream: BinaryIO) -> Iterator[str]:
+    """Names from a list, separated by newlines, or by NULs if there is one in the first bytes."""
+    read = getattr(stream, "read1", stream.read)
+    rest: bytes = read(1 << 16)
+    end = b"\0" if b"\0" in rest else b"\n"
+    while True:
+        *names, rest = rest.split(end)
+        yield from (os.fsdecode(name) for name in names if name)
+        more = read(1 << 16)
+        if not more:
+            if rest:
+                yield os.fsdecode(rest)
+            return
+        rest += more

@@ -3,65 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import hashlib
+import json
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from grmp_score import hub, weights
+from grmp_score.cache import ScoreCache
+from grmp_score.checksum import model_checksum
 from grmp_score.config import ModelConfig
-from grmp_score.errors import ConfigError, GrmpScoreError, ImageReadError
-from grmp_score.images import ImageSource, read_image, source_name
+from grmp_score.errors import ConfigError, GrmpScoreError
+from grmp_score.images import MAX_PIXELS, ImageSource
 from grmp_score.model import QualityCLIP, p_high
-from grmp_score.patches import make_patches
+from grmp_score.prepare import Prepared, Preparer
+from grmp_score.score import Score as Score
 
-
-@dataclass(frozen=True)
-class Score:
-    """The quality of one image.
-
-    Attributes:
-        value: mean p(high quality) over the patches, 0..1, higher is better; None when ``error`` is set.
-        std: standard deviation of p(high) over the patches (n - 1); 0 for a single patch.
-        standard_error: ``std`` / sqrt(number of patches): how far the value may be from that of all patches.
-        patch_values: p(high) of each patch, in the order of the layout.
-        path: where the image came from, if it has a name.
-        width: pixels, upright.
-        height: pixels, upright.
-        error: why the image could not be scored, or None.
-    """
-
-    value: float | None
-    std: float | None = None
-    standard_error: float | None = None
-    patch_values: tuple[float, ...] = ()
-    path: str | None = None
-    width: int | None = None
-    height: int | None = None
-    error: str | None = None
-
-    @classmethod
-    def from_patches(cls, values: tuple[float, ...], *, path: str | None, width: int, height: int) -> Score:
-        """The score of an image whose patches have these p(high) values."""
-        n = len(values)
-        mean = math.fsum(values) / n
-        std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else 0.0
-        return cls(mean, std, std / math.sqrt(n), values, path, width, height)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    patches: Tensor
-    path: str | None
-    width: int
-    height: int
+#: Part of every cache key: to be raised whenever the same weights and the same image give another score.
+SCORING_VERSION = 1
 
 
 class Scorer:
@@ -87,6 +52,8 @@ class Scorer:
         patches: int | None = None,
         batch_size: int | None = None,
         workers: int | None = None,
+        background: str | tuple[int, int, int] = "white",
+        max_pixels: int | None = MAX_PIXELS,
     ) -> None:
         """Makes a scorer from weights at hand; `from_pretrained` fetches others.
 
@@ -97,6 +64,8 @@ class Scorer:
             batch_size: images that go through the model together; None chooses 1 on a CPU, 16 elsewhere.
                 The scores do not depend on it.
             workers: threads that read and cut images; None chooses by the number of cores, at most 4.
+            background: what lies under transparent parts, as in `read_image`.
+            max_pixels: limit of width x height against decompression bombs, as in `read_image`; None for none.
         """
         self.weights = source if source is not None else weights.load()
         preprocess = self.weights.config.preprocess
@@ -104,6 +73,7 @@ class Scorer:
         self.device = pick_device(device)
         self.batch_size = _positive(batch_size, "batch_size") or (1 if self.device.type == "cpu" else 16)
         self.workers = _positive(workers, "workers") or min(4, os.cpu_count() or 1)
+        self.background, self.max_pixels = background, _positive(max_pixels, "max_pixels")
         self.model: QualityCLIP = self.weights.build().to(self.device)
         self.model.requires_grad_(False)
 
@@ -121,6 +91,8 @@ class Scorer:
         patches: int | None = None,
         batch_size: int | None = None,
         workers: int | None = None,
+        background: str | tuple[int, int, int] = "white",
+        max_pixels: int | None = MAX_PIXELS,
     ) -> Scorer:
         """Makes a scorer from a weights folder, a bundled model's name, or a Hub repository.
 
@@ -132,7 +104,7 @@ class Scorer:
             token: Hub token, or True for the stored one.
             cache_dir: cache folder instead of the Hub client's own.
             local_files_only: never use the network (as the environment variable HF_HUB_OFFLINE=1 does).
-            device, patches, batch_size, workers: as for `Scorer`.
+            device, patches, batch_size, workers, background, max_pixels: as for `Scorer`.
 
         Raises:
             HubError, WeightsError, ConfigError: what is wrong with the source, and the remedy.
@@ -144,12 +116,37 @@ class Scorer:
             loaded = weights.load(
                 name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
             )
-        return cls(loaded, device=device, patches=patches, batch_size=batch_size, workers=workers)
+        return cls(
+            loaded,
+            device=device,
+            patches=patches,
+            batch_size=batch_size,
+            workers=workers,
+            background=background,
+            max_pixels=max_pixels,
+        )
 
     @property
     def config(self) -> ModelConfig:
         """The weights' configuration."""
         return self.weights.config
+
+    @cached_property
+    def checksum(self) -> str:
+        """The `model_checksum` of the weights: 16 hexadecimal digits."""
+        return model_checksum(self.config, self.model.state_dict())
+
+    @property
+    def settings_key(self) -> bytes:
+        """Stands for everything but the image that decides a score; the key of a `ScoreCache`."""
+        settings = {
+            "scoring": SCORING_VERSION,
+            "model": self.checksum,
+            "preprocess": dataclasses.asdict(self.preprocess),
+            "background": self.background,
+            "max_pixels": self.max_pixels,
+        }
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
 
     def score(self, image: ImageSource) -> Score:
         """Scores one image.
@@ -160,26 +157,39 @@ class Scorer:
         Raises:
             ImageReadError: the image cannot be read.
         """
-        return self._forward([self._prepare(image)])[0]
+        return self._forward([self._preparer().prepare(image)])[0]
 
-    def score_many(self, images: Iterable[ImageSource]) -> Iterator[Score]:
+    def score_many(self, images: Iterable[ImageSource], *, cache: ScoreCache | None = None) -> Iterator[Score]:
         """Scores a stream of images, in order, one `Score` for each.
 
         An image that cannot be read gives a score with ``error`` set and no value; the stream goes on.  Images
         are read ahead by a few threads; the number held in memory does not depend on the stream's length.
+
+        Args:
+            images: as for `score`.
+            cache: where scores are looked up and kept.  What fails is not kept.
+
+        Raises:
+            CacheError: the cache cannot be used.
         """
+        preparer = self._preparer(cache)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="grmp-score-read") as pool:
-            pending: deque[Future[_Prepared | Score]] = deque()
+            pending: deque[Future[Prepared | Score]] = deque()
             stream = iter(images)
             ahead = self.workers + self.batch_size
             try:
-                pending.extend(pool.submit(self._try_prepare, image) for image in islice(stream, ahead))
+                pending.extend(pool.submit(preparer.try_prepare, image) for image in islice(stream, ahead))
                 while pending:
                     batch = [pending.popleft().result() for _ in range(min(self.batch_size, len(pending)))]
-                    pending.extend(pool.submit(self._try_prepare, i) for i in islice(stream, len(batch)))
-                    scored = iter(self._forward([item for item in batch if isinstance(item, _Prepared)]))
+                    pending.extend(pool.submit(preparer.try_prepare, i) for i in islice(stream, len(batch)))
+                    scored = iter(self._forward([item for item in batch if isinstance(item, Prepared)]))
                     for item in batch:
-                        yield next(scored) if isinstance(item, _Prepared) else item
+                        if isinstance(item, Prepared):
+                            score = next(scored)
+                            preparer.remember(item, score)
+                            yield score
+                        else:
+                            yield item
             finally:
                 for future in pending:
                     future.cancel()
@@ -209,18 +219,12 @@ class Scorer:
         config = dataclasses.replace(self.config, preprocess=self.preprocess)
         return dataclasses.replace(self.weights, config=config)
 
-    def _prepare(self, source: ImageSource) -> _Prepared:
-        image = read_image(source)
-        return _Prepared(make_patches(image, self.preprocess), source_name(source), image.width, image.height)
-
-    def _try_prepare(self, source: ImageSource) -> _Prepared | Score:
-        try:
-            return self._prepare(source)
-        except ImageReadError as error:
-            return Score(None, path=error.path or source_name(source), error=error.reason)
+    def _preparer(self, cache: ScoreCache | None = None) -> Preparer:
+        settings = b"" if cache is None else self.settings_key
+        return Preparer(self.config, self.preprocess, self.background, self.max_pixels, cache, settings)
 
     @torch.inference_mode()
-    def _forward(self, items: list[_Prepared]) -> list[Score]:
+    def _forward(self, items: list[Prepared]) -> list[Score]:
         if not items:
             return []
         # One image after another on a CPU: the patches of one fill it, and the result of an image cannot
@@ -236,6 +240,8 @@ class Scorer:
                 path=item.path,
                 width=item.width,
                 height=item.height,
+                content_hash=item.content_hash,
+                config=self.config,
             )
             for item, logits in zip(items, outputs, strict=True)
         ]

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from grmp_score import backbone, hub
+from grmp_score.checksum import model_checksum
 from grmp_score.config import Backbone, ModelConfig
 from grmp_score.errors import HubError, WeightsError
 from grmp_score.model import QualityCLIP
@@ -55,6 +56,11 @@ class Weights:
         if isinstance(self.backbone, Path):
             return {k: v for k, v in read_tensors(self.backbone).items()}
         return dict(self.backbone)
+
+    def checksum(self) -> str:
+        """The `model_checksum` of these weights; that of a `Scorer` of them is the same."""
+        state = {f"clip.{name}": tensor for name, tensor in self.backbone_state().items()}
+        return model_checksum(self.config, {**state, **self.adapter})
 
     def build(self) -> QualityCLIP:
         """Makes the model in float32 on the CPU, in eval mode.

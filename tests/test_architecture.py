@@ -14,9 +14,9 @@ ROOT = Path(grmp_score.__file__).parent
 RANKS = [
     {"errors"},
     {"config"},
-    {"images", "inputs", "metrics", "tokenizer"},
-    {"patches", "backbone"},
-    {"prompts"},
+    {"images", "inputs", "metrics", "tokenizer", "meaning", "checksum", "cache"},
+    {"patches", "backbone", "score"},
+    {"prompts", "prepare"},
     {"model", "hub"},
     {"weights"},
     {"official"},
