@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from grmp_score.config import Preprocess
-from grmp_score.errors import ConfigError, ImageReadError, MissingExtraError
-from grmp_score.images import ImageSource, read_image, source_name
-from grmp_score.model import p_high
-from grmp_score.patches import make_patches
-from grmp_score.scorer import Score, Scorer
+from grmp_score.errors import ConfigError, MissingExtraError
+from grmp_score.images import ImageSource
+from grmp_score.prepare import Prepared, Preparer
+from grmp_score.score import Score
+from grmp_score.scorer import Scorer
 
 if TYPE_CHECKING:
     import pandas
@@ -82,8 +79,8 @@ def columns_of(scores: Sequence[Score], prefix: str = "") -> dict[str, list[Any]
     values: dict[str, list[Any]] = {
         "score": [s.value for s in scores],
         "standard_error": [s.standard_error for s in scores],
-        "label": [getattr(s, "label", None) for s in scores],
-        "percentile": [getattr(s, "percentile", None) for s in scores],
+        "label": [s.label for s in scores],
+        "percentile": [s.percentile for s in scores],
         "error": [s.error for s in scores],
     }
     return {f"{prefix}{name}": values[name] for name in COLUMNS}
@@ -107,68 +104,40 @@ def named_source(value: Any, base: str | None = None) -> tuple[str | None, Image
     return None, b"" if missing else bytes(value) if isinstance(value, memoryview) else value
 
 
-@dataclass(frozen=True)
-class CutImage:
-    """An image that a `DataLoader` worker has read and cut.
-
-    Attributes:
-        patches: float32 [P, 3, S, S], normalised; None when ``error`` is set.
-        path: its name, if it has one.
-        width: pixels, upright; 0 when ``error`` is set.
-        height: pixels, upright; 0 when ``error`` is set.
-        error: why it could not be read, or None.
-    """
-
-    patches: Tensor | None
-    path: str | None
-    width: int = 0
-    height: int = 0
-    error: str | None = None
-
-
-class PatchDataset(IterableDataset[CutImage]):
+class PatchDataset(IterableDataset["Prepared | Score"]):
     """Reads and cuts images in the worker processes of a `DataLoader`; the main process scores them.
 
     Use ``batch_size=None``: there is nothing to collate, since an image's patches are a batch already.  The order
     is that of ``images`` for any number of workers.
 
     Example:
-        >>> loader = DataLoader(PatchDataset(paths, scorer.preprocess), batch_size=None, num_workers=4)
-        >>> for score in score_cut_images(loader, scorer): ...  # doctest: +SKIP
+        >>> loader = DataLoader(PatchDataset(paths, scorer), batch_size=None, num_workers=4)  # doctest: +SKIP
+        >>> for score in score_prepared(loader, scorer): ...  # doctest: +SKIP
     """
 
-    def __init__(self, images: Iterable[ImageSource], preprocess: Preprocess) -> None:
-        """Args:
-        images: paths, bytes or arrays; every worker goes through all of them and reads its share.
-        preprocess: that of the scorer, `Scorer.preprocess`.
-        """
-        self.images, self.preprocess = images, preprocess
+    def __init__(self, images: Iterable[ImageSource], scorer: Scorer) -> None:
+        """Keeps what is needed for reading; the model does not go to the workers.
 
-    def __iter__(self) -> Iterator[CutImage]:
+        Args:
+            images: paths, bytes or arrays; every worker goes through all of them and reads its share.
+            scorer: whose preprocessing is used.
+        """
+        self.images = images
+        self._preparer = Preparer(scorer.config, scorer.preprocess, scorer.background, scorer.max_pixels)
+
+    def __iter__(self) -> Iterator[Prepared | Score]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        for i, image in enumerate(self.images):
-            # The loader asks its workers in turn, so every n-th image each gives the order of the input.
-            if i % step == first:
-                yield self._cut(image)
-
-    def _cut(self, source: ImageSource) -> CutImage:
-        try:
-            image = read_image(source)
-        except ImageReadError as error:
-            return CutImage(None, error.path or source_name(source), error=error.reason)
-        return CutImage(make_patches(image, self.preprocess), source_name(source), image.width, image.height)
+        # The loader asks its workers in turn, so every n-th image for each gives the order of the input.
+        return map(self._preparer.try_prepare, islice(self.images, first, None, step))
 
 
-@torch.inference_mode()
-def score_cut_images(cut: Iterable[CutImage], scorer: Scorer) -> Iterator[Score]:
+def score_prepared(items: Iterable[Prepared | Score], scorer: Scorer) -> Iterator[Score]:
     """Scores what a `PatchDataset` gives, in order, one `Score` for each image; the same as `Scorer.score_many`."""
-    for item in cut:
-        if item.patches is None:
-            yield Score(None, path=item.path, error=item.error)
-            continue
-        values = p_high(scorer.model(item.patches.to(scorer.device)).cpu().double()).tolist()
-        yield Score.from_patches(tuple(values), path=item.path, width=item.width, height=item.height)
+    stream = iter(items)
+    while batch := list(islice(stream, scorer.batch_size)):
+        scored = iter(scorer._forward([item for item in batch if isinstance(item, Prepared)]))
+        yield from (next(scored) if isinstance(item, Prepared) else item for item in batch)
 
 
-__all__ = ["COLUMNS", "CutImage", "PatchDataset", "score_cut_images", "score_frame"]
+__all__ = ["COLUMNS", "PatchDataset", "score_frame", "score_prepared"]

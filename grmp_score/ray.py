@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, Union
 
 from grmp_score.errors import ConfigError, GrmpScoreError, MissingExtraError
 from grmp_score.frames import check_columns, columns_of, named_source
-from grmp_score.scorer import Score, Scorer
+from grmp_score.images import MAX_PIXELS
+from grmp_score.score import Score
+from grmp_score.scorer import Scorer
 from grmp_score.weights import Weights, load
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ def score_dataset(
     column: str = "path",
     prefix: str = "",
     patches: int | None = None,
+    background: str | tuple[int, int, int] = "white",
+    max_pixels: int | None = MAX_PIXELS,
     device: str = "auto",
     concurrency: int | tuple[int, int] | None = None,
     num_cpus: float = 1,
@@ -60,7 +64,7 @@ def score_dataset(
             preprocessing are used; None for the bundled model.  It is read here, once, and sent to the workers.
         column: the column of images.
         prefix: put before the names of the new columns.
-        patches: patches per image instead of the weights' own number.
+        patches, background, max_pixels: as for `Scorer`.
         device: where the workers compute; ``"auto"`` is CUDA when ``num_gpus`` is not 0, else the CPU.
         concurrency: workers, or the fewest and the most; None for as many as the cluster has room for.
         num_cpus: cores of one worker, and the threads it computes with.
@@ -86,7 +90,7 @@ def score_dataset(
         _FrameWorker,
         {"column": column, "prefix": prefix},
         model=model,
-        patches=patches,
+        options={"patches": patches, "background": background, "max_pixels": max_pixels},
         device=device,
         concurrency=concurrency,
         num_cpus=num_cpus,
@@ -102,6 +106,8 @@ def score_paths(
     address: str | None = None,
     workers: int | None = None,
     patches: int | None = None,
+    background: str | tuple[int, int, int] = "white",
+    max_pixels: int | None = MAX_PIXELS,
     device: str = "auto",
     num_cpus: float = 1,
     num_gpus: float = 0,
@@ -114,7 +120,7 @@ def score_paths(
 
     Args:
         paths: files or URLs.
-        model, patches, device, num_cpus, num_gpus, batch_size: as for `score_dataset`.
+        model, patches, background, max_pixels, device, num_cpus, num_gpus, batch_size: as for `score_dataset`.
         address: of the cluster; ``"auto"`` finds the one this machine belongs to; None starts one on this machine
             for the time of the call, unless this process is already connected to one.
         workers: most workers; None for as many as the cluster has room for.
@@ -135,7 +141,7 @@ def score_paths(
                 _ScoreWorker,
                 {},
                 model=model,
-                patches=patches,
+                options={"patches": patches, "background": background, "max_pixels": max_pixels},
                 device=device,
                 concurrency=None if workers is None else (1, workers),
                 num_cpus=num_cpus,
@@ -155,7 +161,7 @@ def _map(
     settings: dict[str, Any],
     *,
     model: ModelRef,
-    patches: int | None,
+    options: dict[str, Any],
     device: str,
     concurrency: int | tuple[int, int] | None,
     num_cpus: float,
@@ -163,7 +169,7 @@ def _map(
     batch_size: int | None,
 ) -> Dataset:
     data, ray = _ray_data(), _ray()
-    for name, value in (("num_cpus", num_cpus), ("batch_size", batch_size), ("patches", patches)):
+    for name, value in (("num_cpus", num_cpus), ("batch_size", batch_size), ("patches", options["patches"])):
         if value is not None and value <= 0:
             raise ConfigError(f"{name} must be positive, got {value}")
     if num_gpus < 0:
@@ -183,7 +189,7 @@ def _map(
                 "weights": ray.put(_weights(model)),
                 "base": os.getcwd(),
                 "threads": max(1, int(num_cpus)),
-                "options": {"device": device, "patches": patches, "batch_size": batch_size},
+                "options": {"device": device, "batch_size": batch_size, **options},
                 **settings,
             },
             compute=data.ActorPoolStrategy(min_size=least, max_size=most, initial_size=least),
@@ -244,8 +250,9 @@ class _Worker:
 
     def _scores(self, values: Iterable[Any]) -> Iterator[Score]:
         """One score for each value, with the name it had in the data set."""
-        for name, source in (named_source(value, self._base) for value in values):
-            score = next(self._scorer.score_many([source]))
+        named = [named_source(value, self._base) for value in values]
+        scores = self._scorer.score_many(source for _, source in named)
+        for (name, _), score in zip(named, scores, strict=True):
             yield score if name is None else dataclasses.replace(score, path=name)
 
 
@@ -315,8 +322,9 @@ def _connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # A cluster of our own reports to nobody.
+    # Ray reports to nobody, and keeps its own messages in its log files.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:

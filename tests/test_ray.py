@@ -60,7 +60,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @needs_ray
 def test_paths_score_as_without_ray(job: dict[str, Any]) -> None:
-    """Every field of every score is the local one, in the order of the input; unreadable files and odd names too."""
+    """Every field of every score is the local one, in the order of the input; odd names and files too."""
     assert job["remote"] == job["local"] and len(job["remote"]) == 32
     assert [s["path"] for s in job["remote"]] == job["names"]
     assert [s["error"] is None for s in job["remote"]] == [True] * 30 + [False] * 2
