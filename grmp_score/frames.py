@@ -90,7 +90,7 @@ def named_source(value: Any, base: str | None = None) -> tuple[str | None, Image
     """The name and the image of a cell of a table.
 
     Args:
-        value: path, encoded bytes, array, nested lists of 8-bit numbers, or a null of any kind.
+        value: whatever `Scorer.score` takes, nested lists of 8-bit numbers, or a null of any kind.
         base: folder that relative paths start from; None for the current one.
 
     A null becomes empty bytes, which every reader refuses as an empty file.
@@ -100,8 +100,9 @@ def named_source(value: Any, base: str | None = None) -> tuple[str | None, Image
         return name, name if base is None or "://" in name else os.path.join(base, name)
     if isinstance(value, list):
         value = np.asarray(value, dtype=np.uint8)
-    missing = value is None or not isinstance(value, (bytes, bytearray, memoryview, np.ndarray))
-    return None, b"" if missing else bytes(value) if isinstance(value, memoryview) else value
+    # NaN and pandas.NA are nulls too; that of pandas is known by its name, since pandas may not be installed.
+    missing = value is None or isinstance(value, float) or type(value).__name__ in ("NAType", "NaTType")
+    return None, b"" if missing else value
 
 
 class PatchDataset(IterableDataset["Prepared | Score"]):

@@ -325,18 +325,38 @@ def _connected(address: str | None) -> Iterator[None]:
     # Ray reports to nobody, and keeps its own messages in its log files.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise GrmpScoreError(
-            f"cannot reach the Ray cluster: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            path=address,
-            hint="Start one with: ray start --head (and on the other machines: ray start --address=HOST:6379)",
-        ) from error
+    with _nothing_on_stdout(ray):
+        try:
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise GrmpScoreError(
+                f"cannot reach the Ray cluster: {reason}",
+                path=address,
+                hint="Start one with: ray start --head (and on the other machines: ray start --address=HOST:6379)",
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _nothing_on_stdout(ray: Any) -> Iterator[None]:
+    """Ray tells of workers that died on stdout, between the results, and has no setting against it.
+
+    What is used here is the switch of its own debugger; a Ray without it prints as it likes.
+    """
+    module = getattr(getattr(ray, "_private", None), "worker", None)
+    before = getattr(module, "_worker_logs_enabled", None)
+    if module is None or before is None:
+        yield
+        return
+    module._worker_logs_enabled = False
     try:
         yield
     finally:
-        ray.shutdown()
+        module._worker_logs_enabled = before
 
 
 @contextlib.contextmanager

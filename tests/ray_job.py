@@ -1,4 +1,4 @@
-"""A job on a local Ray cluster of two workers, run by test_ray as a process of its own: MODEL PHOTOS OUT.json"""
+"""Jobs on a local Ray cluster, run by test_ray as processes of their own: PART MODEL PHOTOS OUT.json"""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ import grmp_score.ray
 from grmp_score.errors import ConfigError, GrmpScoreError
 from grmp_score.ray import score_dataset, score_paths
 from grmp_score.scorer import Score, Scorer
-from grmp_score.weights import load
+from grmp_score.weights import Weights, load
 
-MODEL, PHOTOS, OUT = sys.argv[1:]
+PART, MODEL, PHOTOS, OUT = sys.argv[1:]
 MARK = Path(OUT).with_suffix(".killed")
 
 
@@ -48,26 +48,29 @@ class DyingAlways(Dying):
     always = True
 
 
-def main() -> None:
-    """Does everything on one cluster and writes what came out; the asserts are in test_ray."""
-    torch.set_num_threads(1)
-    os.chdir(PHOTOS)  # relative paths start here, also for the workers
-    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
-    model = load(MODEL)
-    names = [*sorted(p.name for p in Path().glob("photo*.png")), "broken.jpg", "gone \udcff.png"]
-    out: dict[str, Any] = {"names": names}
+def paths(out: dict[str, Any], model: Weights, names: list[str]) -> None:
+    """One job on a cluster of its own, in which a worker is killed."""
+    grmp_score.ray._ScoreWorker = Dying  # type: ignore[misc]
     out["local"] = [dataclasses.asdict(s) for s in Scorer(model, device="cpu").score_many(names)]
     out["remote"] = [dataclasses.asdict(s) for s in score_paths(iter(names), model=model, workers=2, batch_size=4)]
+    out["still connected"] = ray.is_initialized()
+    out["killed"] = MARK.exists()
+
+
+def killing(out: dict[str, Any], model: Weights, names: list[str]) -> None:
+    """An image that kills every worker that tries it."""
+    grmp_score.ray._ScoreWorker = DyingAlways  # type: ignore[misc]
+    try:
+        list(score_paths(names, model=model, workers=2, batch_size=4))
+    except GrmpScoreError as error:
+        out["error"] = str(error)
+
+
+def datasets(out: dict[str, Any], model: Weights, names: list[str]) -> None:
+    """Datasets of every kind of column, on a cluster that this process is connected to."""
+    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
     out["none"] = list(score_paths([], model=model))
-
-    for name, worker in (("killed", Dying), ("killing", DyingAlways)):
-        kept, grmp_score.ray._ScoreWorker = grmp_score.ray._ScoreWorker, worker  # type: ignore[misc]
-        try:
-            out[name] = [dataclasses.asdict(s) for s in score_paths(names, model=model, workers=2, batch_size=4)]
-        except GrmpScoreError as error:
-            out[name] = str(error)
-        grmp_score.ray._ScoreWorker = kept  # type: ignore[misc]
-
+    out["still connected"] = ray.is_initialized()
     # The same pictures as paths, as bytes and as arrays, each with rows that are no image.
     some = names[:6]
     bytes_ = [Path(n).read_bytes() for n in some]
@@ -79,7 +82,7 @@ def main() -> None:
         "image": ray.data.from_items([{"image": a, "n": i} for i, a in enumerate(arrays)]),
     }
     for column, ds in tables.items():
-        scored = score_dataset(ds, model=Scorer(model, device="cpu"), column=column, concurrency=2, batch_size=3)
+        scored = score_dataset(ds, model=Scorer(model, device="cpu"), column=column, concurrency=1, batch_size=3)
         out[column] = [{k: v for k, v in row.items() if k != column} for row in scored.take_all()]
         out[f"{column} schema"] = {
             n: str(t) for n, t in zip(scored.schema().names, scored.schema().types, strict=True)
@@ -95,8 +98,12 @@ def main() -> None:
             score_dataset(**{"ds": tables["path"].materialize(), "model": model, **change})
         except ConfigError as error:
             out[name] = str(error)
-    Path(OUT).write_text(json.dumps(out))
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    os.chdir(PHOTOS)  # relative paths start here, also for the workers
+    names = [*sorted(p.name for p in Path().glob("photo*.png")), "broken.jpg", "gone \udcff.png"]
+    out: dict[str, Any] = {"names": names}
+    {"paths": paths, "killing": killing, "datasets": datasets}[PART](out, load(MODEL), names)
+    Path(OUT).write_text(json.dumps(out))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import functools
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from grmp_score.config import Backbone, LabelScale, ModelConfig, Preprocess, PromptConfig
 from grmp_score.errors import MissingExtraError
 from grmp_score.weights import Weights
 
-from .conftest import make_photo
+from .conftest import TINY_CLIP, make_photo, random_weights
 
 TESTS = Path(__file__).parent
 needs_ray = pytest.mark.skipif(
@@ -25,12 +29,8 @@ needs_ray = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `ray_job` found out on a local cluster of two workers; nothing of it went to stdout."""
-    from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
-
-    from .conftest import TINY_CLIP, random_weights
-
+def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """`job(part)`: what that part of `ray_job` found out; nothing of it went to stdout."""
     folder = tmp_path_factory.mktemp("ray")
     config = ModelConfig(
         name="tiny",
@@ -38,6 +38,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         prompts=PromptConfig(n_visual=3),
         preprocess=Preprocess(patch_size=32, patches=4),
         adapted_blocks=2,
+        label_scale=LabelScale(1, 5),
+        reference_percentiles={"clean": [i / 100 for i in range(101)]},
     )
     random_weights(config).save(folder / "model")
     (folder / "photos").mkdir()
@@ -45,73 +47,105 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         make_photo(70 + i, 60, seed=i).save(folder / "photos" / f"photo{i:02}.png")
     (folder / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
     env = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    arguments = [str(folder / name) for name in ("model", "photos", "out.json")]
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "ray_job.py"), *arguments],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads((folder / "out.json").read_text())
-    return {**result, "stdout": done.stdout, "was killed": (folder / "out.killed").exists()}
+
+    @functools.cache
+    def run(part: str) -> dict[str, Any]:
+        arguments = [str(folder / name) for name in ("model", "photos", f"{part}.json")]
+        command = [sys.executable, str(TESTS / "ray_job.py"), part, *arguments]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+        result: dict[str, Any] = json.loads((folder / f"{part}.json").read_text())
+        return result
+
+    return run
 
 
 @needs_ray
-def test_paths_score_as_without_ray(job: dict[str, Any]) -> None:
-    """Every field of every score is the local one, in the order of the input; odd names and files too."""
-    assert job["remote"] == job["local"] and len(job["remote"]) == 32
-    assert [s["path"] for s in job["remote"]] == job["names"]
-    assert [s["error"] is None for s in job["remote"]] == [True] * 30 + [False] * 2
-    assert len({s["value"] for s in job["remote"]}) > 25
-    assert job["none"] == []
+def test_paths_score_as_without_ray(job: Callable[[str], dict[str, Any]]) -> None:
+    """Every field of every score is the local one, in order, though a worker is killed in the middle of its work.
+
+    Unreadable files and odd names are among them, and the cluster that was started for it is gone.
+    """
+    result = job("paths")
+    assert result["killed"] and not result["still connected"]
+    assert result["remote"] == result["local"] and len(result["remote"]) == 32
+    assert [s["path"] for s in result["remote"]] == result["names"]
+    assert [s["error"] is None for s in result["remote"]] == [True] * 30 + [False] * 2
+    assert len({s["value"] for s in result["remote"]}) > 25
+    assert all(s["label"] and s["percentile"] and s["content_hash"] for s in result["remote"][:30])
 
 
+@pytest.mark.slow
 @needs_ray
-def test_a_killed_worker_costs_nothing_but_time(job: dict[str, Any]) -> None:
-    """A worker process that is killed in the middle of its work loses no row and scores none twice."""
-    assert job["was killed"]
-    assert job["killed"] == job["local"]
-
-
-@needs_ray
-def test_an_image_that_kills_every_worker_ends_the_job(job: dict[str, Any]) -> None:
+def test_an_image_that_kills_every_worker_ends_the_job(job: Callable[[str], dict[str, Any]]) -> None:
     """The job does not go on for ever, and the error says what happened."""
-    assert "worker died 4 times" in job["killing"]
+    assert "worker died 4 times" in job("killing")["error"]
 
 
 @needs_ray
 @pytest.mark.parametrize("column", ["path", "bytes", "image"])
-def test_datasets_get_columns(job: dict[str, Any], column: str) -> None:
+def test_datasets_get_columns(job: Callable[[str], dict[str, Any]], column: str) -> None:
     """Paths, encoded bytes and arrays give the same numbers; other columns stay; what is no image is a value."""
-    for i, row in enumerate(job[column]):
+    result = job("datasets")
+    for i, row in enumerate(result[column]):
         assert tuple(row) == ("n", "score", "standard_error", "label", "percentile", "error")
         assert row["n"] == i
+        numbers = [row[name] for name in ("score", "standard_error", "label", "percentile")]
         if i < 6:
-            local = job["local"][i]
-            assert (row["score"], row["standard_error"]) == (local["value"], local["standard_error"])
+            local = job("paths")["local"][i]
+            assert numbers == [local[name] for name in ("value", "standard_error", "label", "percentile")]
             assert row["error"] is None
         else:
-            assert row["score"] is None and row["standard_error"] is None and row["error"]
-    assert len(job[column]) == (6 if column == "image" else 8)
-    types = job[f"{column} schema"]
+            assert numbers == [None] * 4 and row["error"]
+    assert len(result[column]) == (6 if column == "image" else 8)
+    types = result[f"{column} schema"]
     assert [types[name] for name in ("score", "label", "error")] == ["double", "double", "string"]
 
 
 @needs_ray
-def test_mistakes_are_told_before_anything_runs(job: dict[str, Any]) -> None:
-    """A wrong column, one that would be replaced, no worker, no batch."""
-    assert "no column 'file'" in job["no column"] and "'path', 'n'" in job["no column"]
-    assert "a column 'score' already" in job["taken"]
-    assert "at least one worker" in job["no worker"]
-    assert "batch_size must be positive" in job["batch"]
+def test_mistakes_are_told_before_anything_runs(job: Callable[[str], dict[str, Any]]) -> None:
+    """A wrong column, one that would be replaced, no worker, no batch; no paths are no scores."""
+    result = job("datasets")
+    assert "no column 'file'" in result["no column"] and "'path', 'n'" in result["no column"]
+    assert "a column 'score' already" in result["taken"]
+    assert "at least one worker" in result["no worker"]
+    assert "batch_size must be positive" in result["batch"]
+    assert result["none"] == [] and result["still connected"]
 
 
 @needs_ray
-def test_stdout_is_for_results(job: dict[str, Any]) -> None:
-    """Neither Ray nor the scorer prints there."""
-    assert job["stdout"] == ""
+def test_a_cluster_that_is_not_there_is_named(tiny_weights: Weights, tmp_path: Path) -> None:
+    """One error with the remedy, as everywhere."""
+    code = """
+import sys
+from grmp_score.errors import GrmpScoreError
+from grmp_score.ray import score_paths
+try:
+    next(score_paths(["a.png"], address="auto"))
+except GrmpScoreError as error:
+    print(error)
+"""
+    env = {**os.environ, "PYTHONPATH": str(TESTS.parent), "RAY_TMPDIR": str(tmp_path)}
+    env.pop("RAY_ADDRESS", None)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("auto: cannot reach the Ray cluster: ") and "ray start --head" in done.stdout
+
+
+@pytest.mark.slow
+@needs_ray
+def test_the_example_runs(tmp_path: Path) -> None:
+    """examples/score_with_ray.py as a process, with the bundled model: one row per photo, the best first."""
+    example, out = TESTS.parent / "examples/score_with_ray.py", tmp_path / "scores.csv"
+    env = {**os.environ, "PYTHONPATH": str(TESTS.parent), "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, str(example), str(TESTS.parent / "examples/photos"), str(out)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    scores = [float(row["score"]) for row in rows]
+    assert len(rows) == 9 and scores == sorted(scores, reverse=True) and not any(row["error"] for row in rows)
 
 
 def test_without_ray_there_is_a_hint(tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
