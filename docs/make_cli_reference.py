@@ -18,8 +18,8 @@ INTRODUCTION = """# Command line
 
 <!-- Written by docs/make_cli_reference.py from the commands; do not edit. -->
 
-What `--help` shows, for every command. Results go to stdout, everything else to stderr. Exit status: 0 everything was
-scored, 1 something could not be (it is named), 2 wrong usage, 130 interrupted.
+What `--help` shows, for every command. Results go to stdout, everything else to stderr. Exit status: 0 everything
+was scored, 1 something could not be (it is named), 2 wrong usage, 130 interrupted.
 """
 
 
@@ -34,9 +34,10 @@ def reference() -> str:
 
 
 def _help(name: str, command: click.Command, parent: click.Context | None) -> str:
-    with click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH) as context:
+    with click.Context(
+        command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH
+    ) as context:
         text = command.get_help(context)
-    # Defaults that depend on the machine, and click's own line about what -h does in every command, stay as they are.
     return "```text\n" + "\n".join(line.rstrip() for line in click.unstyle(text).splitlines()) + "\n```\n"
 
 

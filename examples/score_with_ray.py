@@ -16,9 +16,9 @@ from grmp_score.ray import score_dataset
 def main(folder: str, target: str) -> None:
     """One row per photo, the best first."""
     photos = ray.data.from_items([{"path": path} for path in find_images([folder])])
-    # Two workers with a model and a core each; num_gpus=1 would give each a GPU.
-    scored = score_dataset(photos, column="path", concurrency=2)
-    scored.sort("score", descending=True).to_pandas().to_csv(target, index=False)
+    # As many workers with a model and a core each as there is room for; num_gpus=1 would give each a GPU.
+    scored = score_dataset(photos, column="path")
+    scored.to_pandas().sort_values("score", ascending=False).to_csv(target, index=False)
 
 
 if __name__ == "__main__":

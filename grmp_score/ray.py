@@ -7,18 +7,17 @@ works on machines that have never seen it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import json
-import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Union
 
-from grmp_score.errors import ConfigError, GrmpScoreError, MissingExtraError
+from grmp_score.cluster import RETRIES, connected, explained, quiet, ray_data, the_ray
+from grmp_score.errors import ConfigError
 from grmp_score.frames import check_columns, columns_of, named_source
 from grmp_score.images import MAX_PIXELS
 from grmp_score.score import Score
@@ -34,9 +33,6 @@ ModelRef = Union[str, "os.PathLike[str]", Weights, Scorer, None]
 
 #: Rows that a worker takes at a time.  It is also what is lost, and done again, when a worker dies.
 ROWS, ROWS_ON_GPU = 16, 64
-#: How often a piece of work is tried again when the worker that had it died.  Not for ever: an image that kills its
-#: worker would keep the job from ending.
-RETRIES = 3
 
 _SOURCE, _RESULT = "grmp_score_source", "grmp_score_result"
 
@@ -66,7 +62,8 @@ def score_dataset(
         prefix: put before the names of the new columns.
         patches, background, max_pixels: as for `Scorer`.
         device: where the workers compute; ``"auto"`` is CUDA when ``num_gpus`` is not 0, else the CPU.
-        concurrency: workers, or the fewest and the most; None for as many as the cluster has room for.
+        concurrency: workers, or the fewest and the most; None for as many as the cluster has room for next to one
+            core for the other stages of the job.  A fixed number that takes every core leaves none for them.
         num_cpus: cores of one worker, and the threads it computes with.
         num_gpus: GPUs of one worker; 0.5 lets two workers share one.
         batch_size: rows that a worker takes at a time.
@@ -96,6 +93,7 @@ def score_dataset(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         batch_size=batch_size,
+        spare=1,  # reading, sorting, writing ... need a core too, or the job stands still
     )
 
 
@@ -129,13 +127,13 @@ def score_paths(
         GrmpScoreError: the cluster cannot be reached, or an image kills every worker that tries it.
         MissingExtraError, ConfigError, HubError, WeightsError: as for `score_dataset`.
     """
-    data = _ray_data()
-    with _connected(address):
+    data = ray_data()
+    with connected(address):
         rows = batch_size or (ROWS_ON_GPU if num_gpus else ROWS)
         blocks = list(_blocks(paths, rows))
         if not blocks:
             return
-        with _quiet():
+        with quiet():
             scored = _map(
                 data.from_arrow_refs(blocks),
                 _ScoreWorker,
@@ -147,10 +145,11 @@ def score_paths(
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
                 batch_size=rows,
+                spare=0,
             )
             # Blocks are worked on in any order and handed out in theirs.
             scored.context.execution_options.preserve_order = True
-            for result in _explained(scored.iter_batches(batch_size=None, batch_format="pyarrow")):
+            for result in explained(scored.iter_batches(batch_size=None, batch_format="pyarrow")):
                 for text in result.column(_RESULT).to_pylist():
                     yield _from_json(text)
 
@@ -167,8 +166,9 @@ def _map(
     num_cpus: float,
     num_gpus: float,
     batch_size: int | None,
+    spare: int,
 ) -> Dataset:
-    data, ray = _ray_data(), _ray()
+    data, ray = ray_data(), the_ray()
     for name, value in (("num_cpus", num_cpus), ("batch_size", batch_size), ("patches", options["patches"])):
         if value is not None and value <= 0:
             raise ConfigError(f"{name} must be positive, got {value}")
@@ -178,7 +178,7 @@ def _map(
         ray.init()
     if device == "auto":
         device = "cuda" if num_gpus else "cpu"
-    least, most = _pool(concurrency, num_cpus, num_gpus)
+    least, most = _pool(concurrency, num_cpus, num_gpus, spare)
     with warnings.catch_warnings():
         # Ray will take these limits away without having named what replaces them (see `_limits`).
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
@@ -211,15 +211,19 @@ def _limits(map_batches: Any) -> dict[str, int]:
     return {"max_restarts": -1, "max_task_retries": RETRIES} if free else {}
 
 
-def _pool(concurrency: int | tuple[int, int] | None, num_cpus: float, num_gpus: float) -> tuple[int, int]:
+def _pool(
+    concurrency: int | tuple[int, int] | None, num_cpus: float, num_gpus: float, spare: int
+) -> tuple[int, int]:
     """Fewest and most workers.
 
     Where nobody says how many, the pool grows from one to what fits the cluster, so that a cluster that is busy
     with other things delays the job but does not keep it from starting.
     """
     if concurrency is None:
-        total = _ray().cluster_resources()
-        rooms = [total.get("CPU", 0) // num_cpus] + ([total.get("GPU", 0) // num_gpus] if num_gpus else [])
+        total = the_ray().cluster_resources()
+        rooms = [(total.get("CPU", 0) - spare) // num_cpus] + (
+            [total.get("GPU", 0) // num_gpus] if num_gpus else []
+        )
         concurrency = (1, max(1, int(min(rooms))))
     least, most = (concurrency, concurrency) if isinstance(concurrency, int) else concurrency
     if not 1 <= least <= most:
@@ -246,7 +250,7 @@ class _Worker:
         torch.set_num_threads(threads)
         warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files become error values
         self._base = base
-        self._scorer = Scorer(_ray().get(weights), workers=threads, **options)
+        self._scorer = Scorer(the_ray().get(weights), workers=threads, **options)
 
     def _scores(self, values: Iterable[Any]) -> Iterator[Score]:
         """One score for each value, with the name it had in the data set."""
@@ -297,96 +301,4 @@ def _blocks(paths: Iterable[str], rows: int) -> Iterator[Any]:
 
     stream = iter(paths)
     while part := [os.fsencode(path) for path in islice(stream, rows)]:
-        yield _ray().put(pyarrow.table({_SOURCE: pyarrow.array(part, pyarrow.binary())}))
-
-
-def _explained(batches: Iterable[Any]) -> Iterator[Any]:
-    """Passes batches on; failures of Ray become one of ours."""
-    exceptions = _ray().exceptions
-    try:
-        yield from batches
-    except exceptions.RayActorError as error:
-        raise GrmpScoreError(
-            f"a piece of work was given up because its worker died {RETRIES + 1} times",
-            hint="Is there enough memory per worker? Fewer workers need less; Ray's logs name the cause",
-        ) from error
-    except exceptions.RayError as error:
-        lines = str(getattr(error, "cause", None) or error).strip().splitlines()
-        raise GrmpScoreError(f"the Ray job failed: {lines[-1] if lines else type(error).__name__}") from error
-
-
-@contextlib.contextmanager
-def _connected(address: str | None) -> Iterator[None]:
-    """A connection to the cluster, closed at the end if it was made here."""
-    ray = _ray()
-    if ray.is_initialized():
-        yield
-        return
-    # Ray reports to nobody, and keeps its own messages in its log files.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with _nothing_on_stdout(ray):
-        try:
-            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise GrmpScoreError(
-                f"cannot reach the Ray cluster: {reason}",
-                path=address,
-                hint="Start one with: ray start --head (and on the other machines: ray start --address=HOST:6379)",
-            ) from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-@contextlib.contextmanager
-def _nothing_on_stdout(ray: Any) -> Iterator[None]:
-    """Ray tells of workers that died on stdout, between the results, and has no setting against it.
-
-    What is used here is the switch of its own debugger; a Ray without it prints as it likes.
-    """
-    module = getattr(getattr(ray, "_private", None), "worker", None)
-    before = getattr(module, "_worker_logs_enabled", None)
-    if module is None or before is None:
-        yield
-        return
-    module._worker_logs_enabled = False
-    try:
-        yield
-    finally:
-        module._worker_logs_enabled = before
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and notes of Ray Data on the screen; results alone go to stdout."""
-    context = _ray_data().DataContext.get_current()
-    logger = logging.getLogger("ray.data")
-    before = context.enable_progress_bars, context.print_on_execution_start, logger.level
-    context.enable_progress_bars = context.print_on_execution_start = False
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars, context.print_on_execution_start, level = before
-        logger.setLevel(level)
-
-
-def _ray() -> Any:
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise MissingExtraError("scoring on a Ray cluster", "ray", "ray") from error
-    return ray
-
-
-def _ray_data() -> Any:
-    _ray()
-    try:
-        import ray.data
-    except ImportError as error:  # Ray without its data part
-        raise MissingExtraError("scoring on a Ray cluster", "ray[data]", "ray") from error
-    return ray.data
+        yield the_ray().put(pyarrow.table({_SOURCE: pyarrow.array(part, pyarrow.binary())}))

@@ -21,7 +21,7 @@ RANKS = [
     {"weights"},
     {"official"},
     {"scorer"},
-    {"frames"},
+    {"frames", "cluster"},
     {"ray"},
     {"trainer", "report"},
     {"cli"},
