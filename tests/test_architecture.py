@@ -23,6 +23,8 @@ RANKS = [
     {"weights"},
     {"official", "explain"},
     {"scorer"},
+    {"frames", "cluster"},
+    {"ray"},
     {"trainer", "report"},
     {"cli"},
 ]

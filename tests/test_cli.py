@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -360,12 +361,16 @@ def test_version() -> None:
 
 
 def test_info_is_text_or_json(model: str) -> None:
-    """The text names backbone, prompts, patches, training and results; the JSON is the configuration."""
+    """The text names backbone, prompts, patches, training and results; the JSON holds the configuration too."""
     text = run("info", model).stdout
     for part in ("tiny", "3 image blocks", "2 visual prompts", "3 of 32x32", "random tensors", "srcc: 0.5"):
         assert part in text
     result = run("info", model, "--json")
-    assert ModelConfig.from_json(result.stdout) == weights.load(model).config
+    shown, config = json.loads(result.stdout), weights.load(model).config
+    named = {field.name for field in dataclasses.fields(config)}
+    assert ModelConfig.from_json(json.dumps({k: v for k, v in shown.items() if k in named})) == config
+    assert shown["checksum"] == Scorer.from_pretrained(model).checksum and shown["checksum"] in text
+    assert shown["libraries"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert result.stderr == ""
 
 

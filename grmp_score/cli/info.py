@@ -6,44 +6,33 @@ import json
 
 import click
 
+from grmp_score.cli.completion import complete_model
+
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=complete_model)
 @click.option("--revision", default=None, help="Branch, tag or commit of the Hub repository.")
-@click.option("--json", "as_json", is_flag=True, help="The whole configuration as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Everything, with the whole configuration, as JSON.")
 def command(model: str | None, revision: str | None, as_json: bool) -> None:
-    """Show what a set of weights is: backbone, preprocessing, training, measured results.
+    """Show what a set of weights is.
 
-    MODEL is a weights folder, a Hub repository (owner/name) or a bundled model (default: mini).
+    MODEL is a weights folder, a Hub repository (owner/name) or a bundled model (default: mini).  Shown are its
+    checksum (the one in the rows of results), backbone and size, how it treats images, the label scale, the scores
+    of reference photos, how it was trained, what was measured, and the versions of the libraries used here.
+
+    \b
+    Examples:
+      grmp-score info
+      grmp-score info my-camera --json
+      grmp-score info owner/name --revision v1.0
     """
     from grmp_score import weights
+    from grmp_score.report.description import facts, lines
 
     loaded = weights.load(model, revision=revision)
-    config = loaded.config
+    known = facts(loaded)
     if as_json:
-        click.echo(config.to_json(), nl=False)
+        click.echo(json.dumps(known, indent=2))
         return
-    p, prompts, vision = config.preprocess, config.prompts, config.backbone.model_cfg.get("vision_cfg", {})
-    resize = {
-        "none": "none",
-        "shorter": f"shorter side down to {p.size}",
-        "exact": f"exactly {p.size}x{p.size}",
-    }
-    adapter = sum(t.numel() for t in loaded.adapter.values())
-    base = sum(t.numel() for t in loaded.backbone_state().values())
-    lines = {
-        "name": config.name,
-        "backbone": f"{config.backbone.name}, {vision.get('layers')} image blocks, {base / 1e6:.1f} M parameters",
-        "adapter": f"{adapter / 1e6:.2f} M parameters, {prompts.n_ctx} text and {prompts.n_visual} visual prompts",
-        "patches": f"{p.patches} of {p.patch_size}x{p.patch_size}, layout {p.layout}, scales {p.scales}",
-        "resize": resize[p.resize],
-        "normalised": f"mean {p.mean}, std {p.std}",
-        "label scale": "none (p(high) only)" if config.label_scale is None else str(config.label_scale),
-        "checksum": f"backbone sha256 {(config.backbone.sha256 or 'not recorded')[:16]}",
-    }
-    for name, text in lines.items():
-        click.echo(f"{name:>12}  {text}")
-    for title, content in (("training", config.training), ("results", config.results)):
-        for key, value in content.items():
-            click.echo(f"{title:>12}  {key}: {value if isinstance(value, str) else json.dumps(value)}")
-            title = ""
+    for title, text in lines(loaded.config, known):
+        click.echo(f"{title:>12}  {text}")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from grmp_score import __version__
 from grmp_score.errors import GrmpScoreError
@@ -21,9 +22,11 @@ COMMANDS = {
     "report": ("report", "Score images and write one web page about them."),
     "convert": ("convert", "Convert an official GRMP-IQA .pt checkpoint."),
     "info": ("info", "Show what a set of weights is."),
+    "download": ("download", "Fetch a model of the Hub for use without a network."),
     "evaluate": ("evaluate", "Measure how well a model agrees with your own labels."),
     "adapt": ("adapt", "Learn what you call good from your own labels."),
     "pretrain": ("pretrain", "Stage 1: meta-learn prompts over distortion types."),
+    "completion": ("completion", "Print the script that makes the TAB key work."),
 }
 DEFAULT = "score"
 
@@ -54,6 +57,19 @@ class DefaultGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """What may come first: a command, or whatever the default command takes."""
+        default = self.get_command(ctx, DEFAULT)
+        assert default is not None
+        words = click.Command.shell_complete(self, ctx, incomplete)  # options of this group
+        names = [CompletionItem(n, help=text) for n, (_, text) in COMMANDS.items() if n.startswith(incomplete)]
+        with default.make_context(DEFAULT, [], parent=ctx, resilient_parsing=True) as inner:
+            offered = {item.value for item in words}
+            words += [item for item in default.shell_complete(inner, incomplete) if item.value not in offered]
+            paths = next(param for param in default.params if isinstance(param, click.Argument))
+            files = paths.shell_complete(inner, incomplete) if not incomplete.startswith("-") else []
+        return [*names, *words, *files]
 
     def invoke(self, ctx: click.Context) -> object:
         try:

@@ -1,0 +1,93 @@
+"""The docs folder is true: the reference is what the commands say, code runs, commands and links exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from grmp_score import weights
+from grmp_score.cli.main import cli
+
+from .test_examples import arguments, name_of
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+PYTHON = [
+    (page.name, i, code)
+    for page in PAGES
+    for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+]
+#: Lines of code blocks and words in backticks; the reference is made of real help texts already.
+COMMANDS = [
+    (page.name, line.split("  #")[0].strip())
+    for page in PAGES
+    if page.name != "cli.md"
+    for line in re.findall(
+        r"(?:^(?: {4})?|`)((?:\w+=\S+ )?grmp-score [^`]*?)(?:`|$)", page.read_text(), re.MULTILINE
+    )
+    if not re.fullmatch(r"grmp-score .*\\", line)
+]
+needs_bundled = pytest.mark.skipif(
+    not (weights.BUNDLED / weights.DEFAULT_MODEL / weights.CONFIG).is_file(),
+    reason="the bundled model is not in this tree",
+)
+
+
+def reference() -> str:
+    """What docs/make_cli_reference.py would write."""
+    spec = importlib.util.spec_from_file_location("make_cli_reference", DOCS / "make_cli_reference.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text: str = module.reference()
+    return text
+
+
+def test_the_reference_is_current() -> None:
+    """docs/cli.md is what the commands say; python docs/make_cli_reference.py writes it anew."""
+    assert (DOCS / "cli.md").read_text(encoding="utf-8") == reference()
+
+
+@needs_bundled
+@pytest.mark.parametrize(("page", "number", "code"), PYTHON, ids=[f"{page}-{i}" for page, i, _ in PYTHON])
+def test_python_blocks_run(page: str, number: int, code: str) -> None:
+    """Every Python block of the docs runs as it is, in a process of its own, and says nothing on stderr."""
+    if "pandas" in code:
+        pytest.importorskip("pandas")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_commands_are_understood(page: str, line: str) -> None:
+    """Every grmp-score line of the docs is understood, down to the last option."""
+    words = arguments(line)
+    if words == ["--help"]:
+        return
+    name = name_of(line)
+    sub = cli.get_command(click.Context(cli), name)
+    assert sub is not None
+    if words == [name] or "--help" in words:  # the name of a command, in a sentence
+        assert len(words) <= 2
+        return
+    if "info MODEL" in line or not words:
+        words = ["info"] if words else ["score", "x"]
+    sub.make_context(name, words[1:] if words[0] == name else words)
+
+
+def test_links_lead_somewhere() -> None:
+    """Relative links between pages, and files named in backticks with a folder."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (DOCS / target).exists(), f"{page.name}: {target}"
+        for target in re.findall(r"`((?:examples|grmp_score|tests|docs)/[\w/.-]+\.\w+)`", text):
+            assert (ROOT / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,195 @@
+"""Every example of every --help runs, in a folder that holds what the examples name and with tiny models.
+
+A line is run in this process, or by bash when it uses the shell (pipes, redirections, patterns).  The lines of one
+command run in their order in one folder, so that a later one may go on where an earlier one ended.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from huggingface_hub import HfApi
+
+from grmp_score import weights
+from grmp_score.cli.main import COMMANDS, DEFAULT, cli
+from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
+from grmp_score.model import QualityCLIP
+from grmp_score.trainer import sources
+from grmp_score.weights import Weights
+
+from .conftest import TINY_CLIP, make_photo, randomise
+from .hub_server import HubServer
+
+ROOT = Path(__file__).parents[1]
+
+#: Examples that are understood but not run: what they need, and where it is tested instead.
+NOT_RUN = {
+    r"\.pt\b": "needs a real checkpoint of 600 MB; test_parity converts one of that layout",
+    r"TID2013|KADID": "needs the data sets; test_sources and test_pretrain use small ones of their layout",
+    r"(s3|gs|https?)://": "needs the network; addresses are tested on memory:// and a local server",
+    r"--engine ray": "needs Ray and minutes; test_ray runs a local cluster",
+    r"--model clive-50": "what the example before it would have written",
+}
+#: Added to the examples of commands that would take long.
+FASTER = {
+    "adapt": "--epochs 1 --folds 0 --precision float32",
+    "pretrain": "--epochs 1 --tasks-per-step 1 --n-visual 2 --support-batch 4 --query-batch 3 --jobs 1",
+}
+SHELL = re.compile(r"[|<>*?$;&]")
+
+
+def examples(text: str) -> list[str]:
+    """The lines of the Examples section of a help text, without remarks in brackets."""
+    section = re.search(r"^[ \t]*Examples?:[ \t]*\n(.*?)(?:\n[ \t\b]*\n|\Z)", inspect.cleandoc(text), re.M | re.S)
+    lines = re.sub(r"\s*\\\n\s*", " ", section[1]).splitlines() if section else []
+    return [re.split(r"\s{3,}\(|\s+# ", line)[0].strip() for line in lines]
+
+
+def help_of(name: str) -> str:
+    """The text that --help shows, as it was written."""
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None and command.help is not None
+    return command.help
+
+
+def arguments(line: str) -> list[str]:
+    """The words after `grmp-score` in a line, up to a pipe or redirection."""
+    words = shlex.split(line[line.index("grmp-score") :])[1:]
+    end = next((i for i, word in enumerate(words) if re.fullmatch(r"[|<>&]+|\d?>.*", word)), len(words))
+    return words[:end]
+
+
+def name_of(line: str) -> str:
+    """The command that a line runs."""
+    words = arguments(line)
+    return words[0] if words and words[0] in COMMANDS else DEFAULT
+
+
+def reason(line: str) -> str | None:
+    """Why an example is not run, or None."""
+    return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, line)), None)
+
+
+@pytest.fixture(scope="module")
+def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that the examples name: photos, labels, models."""
+    folder = tmp_path_factory.mktemp("things")
+    config = ModelConfig(
+        name="tiny",
+        backbone=Backbone(model_cfg=TINY_CLIP),
+        prompts=PromptConfig(n_visual=2),
+        preprocess=Preprocess(patch_size=32, patches=2),
+        adapted_blocks=1,
+    )
+    net = randomise(QualityCLIP(config))
+    tiny = Weights(config, weights.adapter_of(net, []), dict(net.clip.state_dict()))
+    for name in ("bundled/mini", "my-camera"):
+        tiny.save(folder / name)
+    for name, count in (("photos", 8), ("clean", 5), ("labelled", 110), ("others", 8)):
+        (folder / name).mkdir()
+        for i in range(count):
+            make_photo(64, 48, seed=i).save(folder / name / f"{i}.jpg")
+    make_photo().save(folder / "adapt", format="JPEG")
+    shutil.copy(folder / "photos" / "0.jpg", folder / "holiday.jpg")
+    (folder / "list.txt").write_text("".join(f"photos/{i}.jpg\n" for i in range(4)))
+
+    def table(name: str, header: str, rows: Iterator[str]) -> None:
+        (folder / name).write_text("\n".join([header, *rows]) + "\n")
+
+    table("mine.csv", "image,mos", (f"labelled/{i}.jpg,{i % 11}" for i in range(110)))
+    table("other.csv", "image,mos", (f"others/{i}.jpg,{i % 7}" for i in range(8)))
+    table("test.csv", "image,mos,camera", (f"others/{i}.jpg,{i % 7},{'ab'[i % 2]}" for i in range(8)))
+    table("votes.csv", "image,stars", (f"{i}.jpg,{1 + i % 5}" for i in range(8)))
+    return folder
+
+
+@pytest.fixture
+def here(things: Path, tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The working folder with copies of the things, and the environment in which `grmp-score` is a program."""
+    work = tmp_path / "work"
+    shutil.copytree(things, work)
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(weights, "BUNDLED", work / "bundled")
+    files = {p.name: p.read_bytes() for p in (work / "my-camera").iterdir()}
+    hub.add_repo("owner/name", files, token="hf_owner")
+    HfApi(token="hf_owner").create_tag("owner/name", tag="v1.0")
+    everything = sources.references_items
+
+    def few(folder: Path) -> list[sources.Item]:
+        return [i for i in everything(folder) if i.task in ("references/clean", "references/jpeg")]
+
+    monkeypatch.setattr(sources, "references_items", few)
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "grmp-score"
+    program.write_text(
+        f"#!{sys.executable}\nfrom pathlib import Path\nfrom grmp_score import weights\n"
+        f"weights.BUNDLED = Path({str(work / 'bundled')!r})\nfrom grmp_score.cli.main import main\nmain()\n"
+    )
+    program.chmod(0o755)
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, **hub.environment(tmp_path / "hf"), "PATH": path, "PYTHONPATH": str(ROOT)}
+
+
+def run(line: str, environment: dict[str, str]) -> tuple[int, str]:
+    """Exit status and stderr of a line."""
+    if SHELL.search(line):
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", line], env=environment, capture_output=True, timeout=300
+        )
+        return done.returncode, done.stderr.decode(errors="replace")
+    result = CliRunner().invoke(cli, [*arguments(line), *shlex.split(FASTER.get(name_of(line), ""))])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_run(name: str, here: dict[str, str]) -> None:
+    """All examples of a command, in their order: exit status 0, and no traceback."""
+    lines = examples(help_of(name))
+    assert lines, f"{name} --help has no examples"
+    for line in lines:
+        assert "grmp-score" in line
+        if reason(line) is None:
+            # What is there already is not written over: neither what other examples use nor what they wrote.
+            if name == "adapt":
+                for folder in ("my-camera", "mine-adapted"):
+                    shutil.rmtree(folder, ignore_errors=True)
+            status, errors = run(line, here)
+            assert status == 0 and "Traceback" not in errors, f"{line}\n{errors}"
+
+
+def test_the_example_of_the_group_runs(here: dict[str, str]) -> None:
+    """What `grmp-score --help` ends with."""
+    line = re.split(r"\s{3,}", str(cli.epilog).removeprefix("Example: "))[0]
+    assert run(line, here) == (0, "")
+
+
+@pytest.mark.parametrize("line", [line for name in COMMANDS for line in examples(help_of(name)) if reason(line)])
+def test_examples_that_are_not_run_are_understood(line: str) -> None:
+    """Down to the last option, by the command they are about."""
+    words = arguments(line)
+    words = words[1:] if words[0] in COMMANDS else words
+    sub = cli.get_command(click.Context(cli), name_of(line))
+    assert sub is not None
+    sub.make_context(name_of(line), words)
+
+
+def test_lines_are_taken_as_they_are_meant() -> None:
+    """Remarks fall away, broken lines are joined, the section ends at an empty line."""
+    text = (
+        "Do.\n\n\b\nExamples:\n  grmp-score a    (why)\n  x | grmp-score b \\\n      -o c  # so\n\nExit status: 0\n"
+    )
+    assert examples(text) == ["grmp-score a", "x | grmp-score b -o c"]
+    assert arguments("x | grmp-score b -o c > d | e") == ["b", "-o", "c"]
