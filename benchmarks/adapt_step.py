@@ -47,6 +47,7 @@ def main() -> None:
     model = QualityCLIP(prompted).to(device).requires_grad_(False)
     teacher = QualityCLIP(ModelConfig("random teacher", clip)).to(device).requires_grad_(False)
     config = FewShotConfig(
+        train="blocks",
         epochs=1,
         head_first=False,
         warm_up_epochs=0,

@@ -109,7 +109,20 @@ def left_behind() -> list[str]:
 def made(task: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """The folder of one run of the paper's recipe, and what was said."""
     folder = tmp_path_factory.mktemp("made") / "my-camera"
-    args = ["--labels", task / "mine.csv", "-m", task / "tiny", "--shots", "16", "-o", folder, "--epochs", "2"]
+    args = [
+        "--labels",
+        task / "mine.csv",
+        "-m",
+        task / "tiny",
+        "--shots",
+        "16",
+        "-o",
+        folder,
+        "--epochs",
+        "2",
+        "--train",
+        "blocks",
+    ]
     args += ["--text-first-epochs", "2", "--folds", "2", "--lr", "1e-3", "--precision", "float32", "--seed", "3"]
     return folder, run(*args)
 
@@ -129,7 +142,9 @@ def test_the_folder_is_what_the_library_gives(made: tuple[Path, Result], task: P
     """It loads, scores as the library's result, and keeps scale, provenance and figures."""
     folder, _ = made
     start = Scorer.from_pretrained(task / "tiny")
-    config = FewShotConfig(shots=16, epochs=2, text_first_epochs=2, folds=2, lr=1e-3, precision="float32", seed=3)
+    config = FewShotConfig(
+        shots=16, train="blocks", epochs=2, text_first_epochs=2, folds=2, lr=1e-3, precision="float32", seed=3
+    )
     expected = adapt(start, read_labels(task / "mine.csv"), config)
     scorer = Scorer.from_pretrained(folder)
     assert scorer.score(photo()) == expected.scorer.score(photo())
@@ -391,7 +406,7 @@ def test_visual_prompts_must_be_there() -> None:
         adapted_blocks=2,
     )
     random_weights(config).save("bare")
-    result = run("--labels", "mine.csv", "-m", "bare", "--train-visual-prompts")
+    result = run("--labels", "mine.csv", "-m", "bare", "--train", "blocks", "--train-visual-prompts")
     assert_refused(result, "--train-visual-prompts: bare has no visual prompts")
     assert left_behind() == ["bare"]
 

@@ -47,6 +47,7 @@ from .fewshot_data import make_labels, make_scorer
 #: Exact, and quick: 12 images, 2 phases, 2 folds.
 FAST = FewShotConfig(
     shots=12,
+    train="blocks",
     epochs=2,
     head_first=False,
     text_first_epochs=2,
@@ -824,7 +825,7 @@ def test_after_nan_the_last_good_checkpoint_stays(
         {"shots": 1},
         {"seed": -1},
         {"epochs": -1},
-        {"epochs": 0, "head_first": False},
+        {"epochs": 0, "head_first": False, "train": "blocks"},
         {"train": "prompts", "epochs": 0},
         {"train": "head", "text_first_epochs": 2},
         {"batch_size": 0},
@@ -900,4 +901,4 @@ def test_visual_prompts_that_are_not_there_cannot_train(tiny_config: ModelConfig
     prompts = dataclasses.replace(tiny_config.prompts, n_visual=0)
     bare = Scorer(random_weights(dataclasses.replace(tiny_config, prompts=prompts)), device="cpu")
     with pytest.raises(ConfigError, match="no visual prompts to train"):
-        adapt(bare, labels, FewShotConfig(train_visual_prompts=True))
+        adapt(bare, labels, FewShotConfig(train="blocks", train_visual_prompts=True))

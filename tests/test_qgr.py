@@ -52,7 +52,7 @@ def gradients(tiny_config: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Te
     model = randomise(QualityCLIP(tiny_config))
     teacher = randomise(QualityCLIP(tiny_config), seed=1)
     patches = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    names = trained_names(model, FewShotConfig(train_visual_prompts=True))
+    names = trained_names(model, FewShotConfig(train="blocks", train_visual_prompts=True))
     named = dict(model.named_parameters())
     parameters = [named[n] for n in names]
     features = model.encode_image(patches)

@@ -57,17 +57,17 @@ _DEFAULT = FewShotConfig()
 @click.option("--name", help="Name of the new weights.  [default: that of the folder]")
 @click.option(
     "--train",
-    type=click.Choice(["prompts", "head", "blocks"]),
+    type=click.Choice(["head", "prompts", "blocks"]),
     default=_DEFAULT.train,
     show_default=True,
-    help="The text prompt alone (smallest), the quality direction of the image features alone (in closed form, "
-    "quickest), or the latter and then the last four blocks of both towers and the text prompt.",
+    help="head: the quality direction of the image features, in closed form.  prompts: the text prompt.  blocks: "
+    "head, and then text prompt and last four blocks of both towers by gradient descent.",
 )
 @click.option(
     "--head-first/--no-head-first",
     default=_DEFAULT.head_first,
     show_default=True,
-    help="With blocks: whether to begin with the closed form; the paper does not.",
+    help="With blocks: begin with the closed form; the paper does not.",
 )
 @click.option("--train-visual-prompts", is_flag=True, help="Also train the visual prompts of those blocks.")
 @click.option(
@@ -75,7 +75,7 @@ _DEFAULT = FewShotConfig()
     type=click.IntRange(0),
     default=_DEFAULT.epochs,
     show_default=True,
-    help="Most passes over the images; cross-validation chooses how many.",
+    help="With prompts and blocks: most passes over the images; cross-validation chooses how many.",
 )
 @click.option(
     "--text-first-epochs",
@@ -162,7 +162,7 @@ def command(
       grmp-score adapt --labels mine.csv --shots 100
       grmp-score adapt --labels mine.csv --test other.csv -o my-camera
       grmp-score adapt --labels mine.csv --shots 50 --train prompts --seed 1
-      grmp-score adapt --labels mine.csv --optimizer sgd --text-first-epochs 0 --epochs 30
+      grmp-score adapt --labels mine.csv --train blocks --no-head-first --optimizer sgd --epochs 30
 
     Exit status: 0 done, 1 training failed or some test images could not be scored (named on stderr), 2 wrong
     usage or labels, 130 interrupted (continue with --resume).

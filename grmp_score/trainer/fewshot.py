@@ -24,11 +24,11 @@ class FewShotConfig:
     Attributes:
         shots: training rows, drawn by `labels.draw_shots`; the others are the test part.  None trains on all rows.
         seed: of everything random: the draw, the folds, the order of images and crops.
-        train: ``"blocks"`` trains the text context, the last blocks of both towers, ``ln_final`` and ``ln_post``
-            (the paper); ``"prompts"`` the text context only, which makes an adapter of kilobytes; ``"head"``
-            nothing by gradient descent, see ``head_first``.
-        head_first: with ``train="blocks"``, begin with the closed-form phase of `head.fit_head`, which turns the
-            quality direction of the image features; False is the paper's recipe.
+        train: ``"head"`` turns the quality direction of the image features, in closed form (`head.fit_head`), and
+            nothing else; ``"blocks"`` goes on from there by gradient descent with the text context, the last blocks
+            of both towers, ``ln_final`` and ``ln_post`` (the paper's); ``"prompts"`` trains the text context only,
+            which makes an adapter of kilobytes.
+        head_first: False leaves the closed form out before ``"blocks"``, which is the paper's recipe.
         train_visual_prompts: also train the visual prompts of the adapted blocks (those below belong to the
             frozen trunk).  Paper and code leave them frozen.
         optimizer: ``"sgd"`` (the paper's few-shot recipe) or ``"adamw"`` (its fully supervised one).
@@ -58,7 +58,7 @@ class FewShotConfig:
 
     shots: int | None = None
     seed: int = 0
-    train: Literal["blocks", "prompts", "head"] = "blocks"
+    train: Literal["head", "prompts", "blocks"] = "head"
     head_first: bool = True
     train_visual_prompts: bool = False
     optimizer: Literal["sgd", "adamw"] = "adamw"
