@@ -189,7 +189,7 @@ class Settings:
         for used, needed in (
             (get("null") and kind != "paths", "--null goes with --format paths"),
             (get("fields") is not None and kind not in FIELD_FORMATS, f"--fields goes with {_any(FIELD_FORMATS)}"),
-            (kind == "parquet" and output is None, "--format parquet needs -o FILE"),
+            (kind == "parquet" and output is get("resume") is None, "--format parquet needs -o FILE"),
             (get("trust_mtime") and get("cache") is None, "--trust-mtime goes with --cache"),
             (get("address") is not None and get("engine") != "ray", "--address goes with --engine ray"),
             (get("cache") is not None and get("engine") == "ray", "--cache works with --engine local only"),
