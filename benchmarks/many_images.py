@@ -91,18 +91,17 @@ def lines_in(path: Path) -> int:
         return 0
 
 
-def watch(process: subprocess.Popen[bytes], out: Path, marks: list[int]) -> dict[int, float]:
-    """Memory when the results first have as many rows as each mark says; waits for the end."""
-    partial, found = out.with_name(f"{out.name}.partial"), dict[int, float]()
+def watch(process: subprocess.Popen[bytes], out: Path, mark: int) -> dict[int, float]:
+    """Memory when the results first have ``mark`` rows, and the last that was seen; waits for the end."""
+    partial, samples = out.with_name(f"{out.name}.partial"), dict[int, float]()
     while process.poll() is None:
         done, memory = lines_in(partial), resident_mb(process)
-        for mark in marks:
-            if done >= mark and mark not in found and memory is not None:
-                found[mark] = round(memory, 1)
+        if done >= mark and memory is not None:
+            samples[done] = round(memory, 1)
         time.sleep(0.02)
     if process.returncode != 0:
         sys.exit(f"grmp-score ended with {process.returncode}")
-    return found
+    return {rows: samples[rows] for rows in sorted({min(samples), max(samples)})} if samples else {}
 
 
 def timed(*args: str | Path) -> tuple[float, float]:
@@ -140,15 +139,15 @@ def main() -> None:
         result["start_seconds"], result["start_cpu_seconds"] = timed("-m", model, "-q", one, "-o", work / "one.csv")
 
         # One run to fill the cache, with a look at its memory on the way.
-        first, marks = work / "first.jsonl", [args.images // 10, args.images - 1]
+        first = work / "first.jsonl"
         cache = ["--cache", work / "c.sqlite", "--trust-mtime"]
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        memory = watch(start(*common, *cache, "-o", first), first, marks)
+        memory = watch(start(*common, *cache, "-o", first), first, args.images // 10)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         result["first_seconds"] = round(time.perf_counter() - began, 2)
         used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         result["first_cpu_seconds"] = round(used, 2)
-        result["resident_mb"] = memory
+        result["resident_mb_at_rows"] = memory
 
         # The same again from the cache: by content, and by the files' times.
         expected = rows(first)
