@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
+from grmp_score.errors import ConfigError
 from grmp_score.metrics import srcc
 from grmp_score.scorer import Scorer
+from grmp_score.trainer.activations import compute_activations, teacher_of
 from grmp_score.trainer.fewshot import FewShotConfig
 from grmp_score.trainer.finetune import adapt
 from grmp_score.trainer.head import MIN_IMAGES, MIXTURES, NOISES, SLOPE, _average, fit_head
 from grmp_score.trainer.labels import Labels
 from grmp_score.weights import Weights
 
+from .conftest import random_weights
 from .fewshot_data import make_labels, make_scorer
 
 HEAD = FewShotConfig(shots=12, train="head", folds=2, precision="float32", cache_dtype="float32")
@@ -186,7 +190,29 @@ def test_a_scorer_without_blocks_below_works_too(tiny_weights: Weights, labels: 
         backbone=dataclasses.replace(config.backbone, model_cfg=model_cfg),
         prompts=dataclasses.replace(config.prompts, n_visual=0, prompt_norm=False),
     )
-    from .conftest import random_weights
-
     adapted = adapt(make_scorer(random_weights(wide)), labels, dataclasses.replace(HEAD, folds=0))
     assert adapted.results["after"]["n"] == 6
+
+
+@pytest.mark.parametrize("train", ["head", "blocks"])
+def test_kept_activations_give_the_same(
+    tiny_weights: Weights, labels: Labels, train: Literal["head", "blocks"]
+) -> None:
+    """One reading of all images serves every draw: weights and figures are those of a run that reads its own."""
+    config = dataclasses.replace(HEAD, train=train, epochs=1, batch_size=8)
+    scorer = make_scorer(tiny_weights)
+    kept = compute_activations(
+        tiny_weights.build().requires_grad_(False),
+        labels,
+        scorer.preprocess,
+        teacher=teacher_of(tiny_weights)[0],
+        keep_pooled=True,
+        dtype=torch.float32,
+    )
+    found, expected = adapt(scorer, labels, config, activations=kept), adapt(scorer, labels, config)
+    for name, value in expected.scorer.weights.adapter.items():
+        assert torch.equal(found.scorer.weights.adapter[name], value), name
+    for name in ("before", "ridge", "after"):
+        assert found.results[name]["srcc"] == pytest.approx(expected.results[name]["srcc"], abs=1e-6)
+    with pytest.raises(ConfigError, match="activations are those of the labels"):
+        adapt(scorer, labels, config, activations=kept, test=labels)

@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from grmp_score.config import Preprocess
@@ -68,6 +69,16 @@ class Activations:
     scenes: Tensor | None
     plain: int
     pooled: Tensor | None = None
+
+    def take(self, rows: NDArray[np.int64]) -> Activations:
+        """Those of some images, in this order."""
+        index = torch.from_numpy(rows)
+
+        def some(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[index]
+
+        features = self.features[index]
+        return Activations(some(self.tokens), features, some(self.scenes), self.plain, some(self.pooled))
 
 
 def teacher_of(weights: Weights) -> tuple[QualityCLIP, bool]:

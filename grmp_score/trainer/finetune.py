@@ -27,7 +27,7 @@ from grmp_score.trainer.fewshot import HistoryRow as HistoryRow
 from grmp_score.trainer.fewshot import Progress as Progress
 from grmp_score.trainer.labels import Labels, draw_shots
 from grmp_score.trainer.measure import Predictions as Predictions
-from grmp_score.trainer.measure import TestPart, mean_p_high, measure_test_part
+from grmp_score.trainer.measure import TestPart, mean_p_high, measure_kept, measure_test_part
 from grmp_score.trainer.phases import Phase, phases_of
 from grmp_score.trainer.protocol import MIN_ROWS
 from grmp_score.trainer.ridge import Ridge, fit_ridge
@@ -72,6 +72,7 @@ def adapt(
     work: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    activations: Activations | None = None,
 ) -> Adapted:
     """Fine-tunes a copy of a scorer's model to labels (METHOD section 3) and measures it.
 
@@ -87,6 +88,8 @@ def adapt(
         resume: continue from the checkpoint in ``work``, if there is one, to the same weights as a run that was
             never stopped.
         progress: called after every image and every step; what it raises stops the run like Ctrl-C.
+        activations: of all rows of ``labels`` and this scorer, from `activations.compute_activations`, where many
+            draws from the same labels are to be compared; no image is read then.
 
     Raises:
         DataError: a training image cannot be read (file and row are named), or there are too few labels.
@@ -95,8 +98,10 @@ def adapt(
     """
     if resume and work is None:
         raise ConfigError("a run without a work folder has no checkpoint to continue from")
+    if activations is not None and test is not None:
+        raise ConfigError("activations are those of the labels, not of a test part of its own")
     folder = None if work is None else Path(work)
-    return _Run(scorer, labels, config, test, folder, progress or (lambda _: None)).adapt(resume)
+    return _Run(scorer, labels, config, test, folder, progress or (lambda _: None), activations).adapt(resume)
 
 
 class _Run:
@@ -110,13 +115,15 @@ class _Run:
         test: Labels | None,
         work: Path | None,
         report: Callable[[Progress], None],
+        kept: Activations | None,
     ) -> None:
         self.scorer, self.config, self.work, self.report = scorer, config, work, report
-        chosen = np.arange(len(labels))
+        chosen, rest, self.kept = np.arange(len(labels)), np.arange(0), kept
         if config.shots is not None:
             chosen, rest = draw_shots(labels.scores, config.shots, config.seed)
             test = labels.take(rest) if test is None and len(rest) >= MIN_ROWS else test
         self.shots, self.test = labels.take(chosen), test
+        self.rows = {"shots": chosen, "test": rest}
         self.folds = make_folds(self.shots, config.folds, config.seed)
         self.start = dataclasses.replace(
             scorer.weights, config=dataclasses.replace(scorer.config, preprocess=scorer.preprocess)
@@ -202,6 +209,8 @@ class _Run:
     def _read(self) -> tuple[Activations, str | None]:
         """Activations of the shots, and what the semantic teacher is."""
         teacher, kind = None, None
+        if self.kept is not None:
+            return self.kept.take(self.rows["shots"]), "given with the activations"
         if self.config.uses_qgr:
             teacher, original = teacher_of(self.start)
             teacher = teacher.to(self.scorer.device)
@@ -287,6 +296,8 @@ class _Run:
 
     def _test(self, ridge: Ridge) -> TestPart:
         assert self.test is not None
+        if self.kept is not None:
+            return measure_kept(self.scorer.model, self.model, ridge, self.test, self.kept.take(self.rows["test"]))
         return measure_test_part(
             self.scorer.model,
             self.model,

@@ -14,7 +14,7 @@ from torch import Tensor
 from grmp_score.config import Preprocess
 from grmp_score.errors import ImageReadError
 from grmp_score.model import QualityCLIP, p_high
-from grmp_score.trainer.activations import Precision, computing, read_ahead
+from grmp_score.trainer.activations import Activations, Precision, computing, read_ahead
 from grmp_score.trainer.labels import Labels
 from grmp_score.trainer.protocol import agreement
 from grmp_score.trainer.ridge import Ridge
@@ -138,6 +138,37 @@ def measure_test_part(
     predictions = Predictions(labels.take(readable), columns[0], columns[1], columns[2])
     checked = max(differences) if differences and precision != "float32" else None
     return TestPart(predictions, unscored, precision, checked)
+
+
+@torch.no_grad()
+def measure_kept(
+    old: QualityCLIP, new: QualityCLIP, ridge: Ridge, labels: Labels, activations: Activations
+) -> TestPart:
+    """As `measure_test_part`, from activations of the un-adapted model; in float32.
+
+    Args:
+        old, new, ridge, labels: as there.
+        activations: of these labels, with tokens, or with pooled features where no block was tuned.
+    """
+    device, shift, plain = old.text_features.device, _shift(old, new), activations.plain
+    rows = []
+    for i, features in enumerate(activations.features[:, :plain]):
+        before = features.to(device)
+        after = before
+        if shift is None:
+            assert activations.tokens is not None
+            after = new.image_head(activations.tokens[i, :plain].to(device, torch.float32))
+        elif activations.pooled is not None:
+            after = new.image_projection(activations.pooled[i, :plain].to(device, torch.float32) + shift)
+        rows.append(
+            (
+                mean_p_high(old, before),
+                float(ridge(features.double().mean(dim=0).numpy())),
+                mean_p_high(new, after),
+            )
+        )
+    columns = np.array(rows, dtype=np.float64).reshape(-1, 3).T
+    return TestPart(Predictions(labels, columns[0], columns[1], columns[2]), [], "float32", None)
 
 
 def _shift(old: QualityCLIP, new: QualityCLIP) -> Tensor | None:
