@@ -25,17 +25,23 @@ was scored, 1 something could not be (it is named), 2 wrong usage, 130 interrupt
 
 def reference() -> str:
     """The text of the page."""
+    group = click.Context(cli, info_name="grmp-score", **cli.context_settings)
     parts = [INTRODUCTION, f"## grmp-score\n\n{_help('grmp-score', cli, None)}"]
     for name in COMMANDS:
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
-        parts.append(f"## grmp-score {name}\n\n{_help(name, command, click.Context(cli, info_name='grmp-score'))}")
+        parts.append(f"## grmp-score {name}\n\n{_help(name, command, group)}")
     return "\n".join(parts)
 
 
 def _help(name: str, command: click.Command, parent: click.Context | None) -> str:
     with click.Context(
-        command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH
+        command,
+        info_name=name,
+        parent=parent,
+        terminal_width=WIDTH,
+        max_content_width=WIDTH,
+        help_option_names=cli.context_settings["help_option_names"],
     ) as context:
         text = command.get_help(context)
     return "```text\n" + "\n".join(line.rstrip() for line in click.unstyle(text).splitlines()) + "\n```\n"

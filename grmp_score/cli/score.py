@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 import time
 import warnings
@@ -27,7 +26,6 @@ from grmp_score.cli.progress import Advance, progress_bar
 from grmp_score.cli.score_options import EPILOG, HELP_SECTIONS, Settings, settings_options
 from grmp_score.cli.sections import sectioned
 from grmp_score.cli.sources import count_ahead, named_images
-from grmp_score.errors import MissingExtraError
 from grmp_score.report.resume import Earlier
 from grmp_score.report.rows import Model, printable
 from grmp_score.report.table import TableWriter
@@ -173,8 +171,9 @@ def scored(settings: Settings, scorer: Scorer, names: Iterable[str], cache: Scor
     """The scores, computed here or on a Ray cluster."""
     if settings.engine == "local":
         return scorer.score_many(names, cache=cache)
-    score_paths = lazily("grmp_score.ray", "score_paths", MissingExtraError("--engine ray", "ray", "ray"))
-    result: Iterator[Score] = score_paths(
+    from grmp_score.ray import score_paths
+
+    return score_paths(
         names,
         model=scorer,
         address=settings.address,
@@ -183,20 +182,13 @@ def scored(settings: Settings, scorer: Scorer, names: Iterable[str], cache: Scor
         background=scorer.background,
         max_pixels=scorer.max_pixels,
     )
-    return result
 
 
 def explain(scorer: Scorer, path: str, folder: Path) -> None:
     """A picture that explains a score, for ``--explain``."""
-    lazily("grmp_score.report.explanation", "write_explanation")(scorer, path, folder)
+    from grmp_score.report.explanation import write_explanation
 
-
-def lazily(module: str, name: str, missing: Exception | None = None) -> Any:
-    """A function of an optional part of the package, imported when it is wanted."""
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise missing or error from error
+    write_explanation(scorer, path, folder)
 
 
 def open_cache(settings: Settings) -> ScoreCache:
