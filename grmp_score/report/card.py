@@ -36,6 +36,9 @@ _SETTINGS = {
     "folds": "folds",
 }
 
+#: Those that matter without gradient descent.
+_OF_ALL = ("train", "crops_per_image", "flips", "folds")
+
 _CITATION = (
     "The method is that of Li et al., *Few-Shot Image Quality Assessment via Adaptation of Vision-Language Models* "
     "(GRMP-IQA, [arXiv 2409.05381](https://arxiv.org/abs/2409.05381)); this is not their model."
@@ -125,8 +128,8 @@ def _what(config: ModelConfig, stage: dict[str, Any]) -> str:
 
 
 def _made(config: ModelConfig, stage: dict[str, Any], start: Weights, repo: str | None) -> str:
-    chosen = {"head": "in closed form", "text": "of the text side alone", "all": "by gradient descent"}
-    epochs = ", ".join(f"{n} {chosen[phase]}" for phase, n in config.results["chosen"].items())
+    chosen = {"text": "of the text side alone", "all": "of all that is trained"}
+    epochs = ", ".join(f"{n} {chosen[phase]}" for phase, n in config.results["chosen"].items() if phase in chosen)
     how = "chosen by cross-validation" if config.results["cross_validation"] else "as asked for, not chosen"
     rows = {
         "labels": f"{_code(stage['labels'])}, {stage['shots']} images",
@@ -134,7 +137,7 @@ def _made(config: ModelConfig, stage: dict[str, Any], start: Weights, repo: str 
         "method": stage["method"],
         "semantic teacher": stage["teacher"] or "none",
         "trained parameters": f"{stage['trained_parameters']:,}",
-        "epochs": f"{epochs}; {how}",
+        "epochs": f"{epochs}; {how}" if epochs else "none, one step in closed form",
         "computed in": config.results["precision"],
         "start model": _code(stage["start"]) + (f" of the Hub repository {_code(repo)}" if repo else ""),
         "its adapter": f"sha256 `{stage['start_adapter_sha256']}`",
@@ -142,7 +145,8 @@ def _made(config: ModelConfig, stage: dict[str, Any], start: Weights, repo: str 
         if start.config.backbone.sha256
         else "not recorded",
     }
-    settings = {name: stage["settings"][key] for key, name in _SETTINGS.items() if key in stage["settings"]}
+    told = {k for k in _SETTINGS if k in stage["settings"] and (epochs or k in _OF_ALL)}
+    settings = {name: stage["settings"][key] for key, name in _SETTINGS.items() if key in told}
     lines = [f"| {name} | {_value(value)} |" for name, value in {**rows, **settings}.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
 

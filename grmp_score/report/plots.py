@@ -70,6 +70,8 @@ def plot_training(history: Sequence[HistoryRow], results: dict[str, Any], path: 
             if column == 0:
                 axes.set_ylabel(name)
         count = f"{chosen} epoch{'' if chosen == 1 else 's'}{'' if folds is None else ' chosen'}"
+        if phase == "head":  # nothing is chosen there
+            count = "one step"
         grid[0, column].set_title(f"{_PHASES[phase]}: {count}", fontsize=10)
         _step_axis(grid[-1, column], steps)
     legend = {

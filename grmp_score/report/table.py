@@ -57,7 +57,7 @@ class TableWriter:
             words = ", ".join(f"{word} from {limit:.2f}" for word, limit in model.thresholds)
             lines.append(f"{words} (against reference photos)")
         for line in lines:
-            self._console.print(f"[dim]{line}[/]")
+            self._console.print(f"[dim]{line}[/]", highlight=False)
 
     def _print_page(self) -> None:
         from rich.cells import cell_len

@@ -143,7 +143,7 @@ class HistoryRow:
         phase: ``"head"`` (in closed form), ``"text"`` (text side first) or ``"all"`` (everything that is trained).
         epoch: from 1 within the phase; 0 before its first step.
         step: from 1 within the phase; 0 before its first step.
-        loss: L_ce, eq. (3), before the step.
+        loss: L_ce, eq. (3), before the step; of the one in closed form, after it.
         semantic_loss: L_kl, eq. (7), before the step; None without QGR.
         angle: between G_qua and G_sem in degrees (the paper's figure 4); None without QGR.
         validation_srcc: on the held-out fold after the epoch; NaN where all predictions are equal.
