@@ -20,7 +20,6 @@ import pytest
 
 from grmp_score import weights
 from grmp_score.cli import progress as progress_module
-from grmp_score.cli import score as score_module
 from grmp_score.cli.main import cli, main
 from grmp_score.cli.progress import progress_bar
 from grmp_score.cli.sources import count_ahead
@@ -506,20 +505,19 @@ def test_many_images_small(tmp_path: Path) -> None:
     """The check with ten thousand images, with a hundred: cached rows equal, killed runs resumed without a gap."""
     if not Path("/proc/self/status").exists():
         pytest.skip("memory is read from /proc")
-    script = Path(ROOT) / "benchmarks" / "many_images.py"
+    script = Path(__file__).parents[1] / "benchmarks" / "many_images.py"
     env = {**os.environ, "PYTHONPATH": ROOT}
-    command = [sys.executable, str(script), "--images", "300"]
+    command = [sys.executable, str(script), "--images", "100"]
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout)
     assert figures["each_image_once"] and figures["same_scores"]
-    assert 0 < figures["killed_at_rows"][0] <= figures["killed_at_rows"][1] < 300
+    assert 0 < figures["killed_at_rows"][0] <= figures["killed_at_rows"][1] < 100
 
 
 def test_engines_that_are_not_installed_are_one_line(
     model: str, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """--engine ray without Ray says what to install."""
-    monkeypatch.setitem(sys.modules, "grmp_score.ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     assert_usage_error(run("-m", model, "--engine", "ray", photos), r"grmp_score\[ray\]")
-    assert score_module.command.name == "command"

@@ -171,8 +171,10 @@ def scored(settings: Settings, scorer: Scorer, names: Iterable[str], cache: Scor
     """The scores, computed here or on a Ray cluster."""
     if settings.engine == "local":
         return scorer.score_many(names, cache=cache)
+    from grmp_score.cluster import ray_data
     from grmp_score.ray import score_paths
 
+    ray_data()  # what is missing is said before anything is written
     return score_paths(
         names,
         model=scorer,
