@@ -53,6 +53,9 @@ class Preprocess:
         layout: ``"random"`` draws positions from a generator seeded by ``seed`` and the image's size, so that
             the same image always gives the same patches; ``"grid"`` spreads them evenly; ``"center"`` takes
             the one in the middle.
+        spread: how far from the middle ``"random"`` and ``"grid"`` patches go, 0 < spread <= 1: 1 to the borders,
+            1/2 half as far in each direction.  What a photo is about, and what is in focus, lies mostly in the
+            middle.
         seed: seed of the ``"random"`` layout.
         mean: per-channel mean subtracted from values in 0..1.
         std: per-channel standard deviation divided by.
@@ -66,6 +69,7 @@ class Preprocess:
     patch_size: int = 224
     patches: int = 10
     layout: Literal["random", "grid", "center"] = "random"
+    spread: float = 1.0
     seed: int = 0
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
@@ -79,6 +83,8 @@ class Preprocess:
             raise ConfigError(f"need at least one patch of one pixel, got {self.patches} of {self.patch_size}")
         if self.layout == "center" and self.patches != 1:
             raise ConfigError(f"layout 'center' has one patch, got patches={self.patches}")
+        if not 0 < self.spread <= 1:
+            raise ConfigError(f"spread must be a number in (0, 1], got {self.spread}")
         if not 1 <= len(self.scales) <= self.patches or not all(0 < s <= 1 for s in self.scales):
             raise ConfigError(f"scales must be 1 to {self.patches} numbers in (0, 1], got {self.scales}")
         if not self.antialias and self.interpolation == "lanczos":

@@ -191,12 +191,14 @@ def patch_corners(height: int, width: int, preprocess: Preprocess) -> NDArray[np
         raise ValueError(f"a {width}x{height} image has no patch of {preprocess.patch_size}")
     if preprocess.layout == "center":
         return np.array([room // 2])
+    margin = np.floor((1 - preprocess.spread) / 2 * room).astype(np.int64)
+    room = room - 2 * margin
     if preprocess.layout == "grid":
         fractions = _grid_fractions(preprocess.patches, height, width)
-        corners: NDArray[np.int64] = np.round(fractions * room).astype(np.int64)
+        corners: NDArray[np.int64] = margin + np.round(fractions * room).astype(np.int64)
         return corners
     rng = np.random.default_rng([preprocess.seed, height, width])
-    return rng.integers(0, room + 1, size=(preprocess.patches, 2), dtype=np.int64)
+    return margin + rng.integers(0, room + 1, size=(preprocess.patches, 2), dtype=np.int64)
 
 
 def _grid_fractions(count: int, height: int, width: int) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from grmp_score import official, weights
 from grmp_score.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocess
+from grmp_score.errors import ConfigError
 from grmp_score.patches import make_patches, patch_corners, resize
 
 from .conftest import make_photo
@@ -39,6 +40,7 @@ def preprocesses(draw: st.DrawFn) -> Preprocess:
         patch_size=patch_size,
         patches=1 if layout == "center" else draw(st.integers(1, 12)),
         layout=layout,
+        spread=draw(st.floats(0.01, 1.0)),
         seed=draw(st.integers(0, 3)),
     )
 
@@ -150,6 +152,31 @@ def test_grid_follows_the_shape_of_the_image() -> None:
     assert {int(y) for y, _ in patch_corners(32, 600, grid)} == {0}
     assert {int(x) for _, x in patch_corners(600, 32, grid)} == {0}
     assert patch_corners(132, 232, dataclasses.replace(grid, patches=1)).tolist() == [[50, 100]]
+
+
+@pytest.mark.parametrize("layout", ["grid", "random"])
+def test_spread_keeps_patches_near_the_middle(layout: str) -> None:
+    """With half the spread, corners keep to the middle half of the room, and reach its ends."""
+    p = Preprocess(patch_size=32, patches=200, layout=layout, spread=0.5)
+    corners = patch_corners(232, 432, p)
+    assert (corners.min(axis=0) >= [50, 100]).all() and (corners.max(axis=0) <= [150, 300]).all()
+    assert (corners.min(axis=0) <= [52, 104]).all() and (corners.max(axis=0) >= [148, 296]).all()
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.floats(0.01, 1.0))
+def test_a_spread_grid_is_centred(extra_height: int, extra_width: int, spread: float) -> None:
+    """Whatever the spread, a grid lies as far from the left as from the right, to a pixel."""
+    p = Preprocess(patch_size=32, patches=9, layout="grid", spread=spread)
+    corners = patch_corners(32 + extra_height, 32 + extra_width, p)
+    middle = (corners.min(axis=0) + corners.max(axis=0)) / 2
+    assert np.abs(middle - np.array([extra_height, extra_width]) / 2).max() <= 0.5
+
+
+@pytest.mark.parametrize("spread", [0.0, -0.1, 1.1, float("nan")])
+def test_spread_is_a_share(spread: float) -> None:
+    """A spread outside of (0, 1] is an error that names it."""
+    with pytest.raises(ConfigError, match="spread"):
+        Preprocess(spread=spread)
 
 
 # ------------------------------------------------------------------ resize rules

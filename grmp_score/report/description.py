@@ -93,6 +93,8 @@ def preprocessing(p: Preprocess) -> Iterator[str]:
         "exact": f"resized to {p.size}x{p.size} pixels, whatever their shape",
     }[p.resize] + (f" ({p.interpolation}{'' if p.antialias else ', not filtered'})" if p.resize != "none" else "")
     where = {"random": "at random but fixed places", "grid": "spread evenly", "center": "in the middle"}[p.layout]
+    if p.layout != "center" and p.spread < 1:
+        where += f" over the middle {p.spread:.0%} of the way to the borders"
     scales = "" if p.scales == (1.0,) else f", at {', '.join(f'{s:g}' for s in p.scales)} of that size in turn"
     yield f"patches: {p.patches} of {p.patch_size}x{p.patch_size} pixels, {where}{scales}"
     yield "smaller images are enlarged until a patch fits"
