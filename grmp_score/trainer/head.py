@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from grmp_score.trainer.ridge import fit_ridge
+
 Array = NDArray[np.float64]
 
 #: Least number of images: two coefficients are free.
@@ -44,11 +46,12 @@ class Head:
 def fit_head(pooled: Tensor, targets: Array, proj: Tensor, quality: Tensor, gain: Tensor) -> Head | None:
     """Fits the quality direction to labelled images.
 
-    With f = proj^T z a crop's feature, q its part along the unit vector u of ``quality`` and o the length of the
-    rest, the margin of the two quality logits is ``|quality| sin(atan(q / o))``, so q / o plays the part that is
-    linear in z.  Its mean over an image's crops is regressed on the labels: intercept and weight of the un-adapted
-    value are free; deviations, linear in f and in the last ``last`` numbers of z, have Gaussian priors around 0.
-    Both prior variances and the noise are averaged over a grid, weighted by the restricted likelihood (REML).
+    With f = proj^T z a crop's feature and u the unit vector of ``quality``, the margin of the two quality logits is
+    ``|quality| f.u / |f|``.  Its mean over an image's crops is regressed on the labels: intercept and weight of the
+    un-adapted value are free; deviations, linear in f and in the last ``last`` numbers of z (both over ``|f|``,
+    less their parts along the mean), have Gaussian priors around 0.  Both prior variances and the noise are
+    averaged over a grid, weighted by the restricted likelihood (REML).  All of it changes f along u alone; that
+    ``|f|`` changes with it is of second order and neglected.
 
     Args:
         pooled: z, [n, C, F]: what ``ln_post`` gives for C crops of n images.
@@ -67,33 +70,42 @@ def fit_head(pooled: Tensor, targets: Array, proj: Tensor, quality: Tensor, gain
     projection = proj.double()
     u = (quality.double() / length).to(projection.device)
     last, gain = len(gain), gain.double().to(projection.device)
-    designs, tops = [], []
+    features, designs, tops = [], [], []
     for crops in pooled:  # image by image: in float64 all of them at once can be large
         z = crops.to(projection.device, torch.float64)
         f = z @ projection
-        q = f @ u
-        rest = (f.square().sum(dim=1) - q.square()).clamp_min(1e-12).sqrt()
-        weights = 1 / rest / len(z)
-        designs.append(torch.cat([weights.sum()[None], (weights * q).sum()[None], weights @ f]).cpu().numpy())
+        weights = 1 / f.norm(dim=1).clamp_min(1e-12) / len(z)
+        features.append(f.cpu().numpy())
+        designs.append(torch.cat([(weights * (f @ u)).sum()[None], weights @ f]).cpu().numpy())
         tops.append((weights @ (z[:, -last:] / gain)).cpu().numpy())
-    design, top = np.stack(designs), np.stack(tops)
-    fixed, projected = np.column_stack([np.ones(n), design[:, 1]]), design[:, 2:]
-    typical = 1 / design[:, 0].mean()
-    variances = [float(np.square(a - a.mean(axis=0)).sum() / n) for a in (projected, top)]
+    design = np.stack(designs)
+    fixed = np.column_stack([np.ones(n), design[:, 0]])
+    groups = [_without_mean(design[:, 1:]), _without_mean(np.stack(tops))]
+    variances = [float(np.square(a - a.mean(axis=0)).sum() / n) for a in groups]
     if min(variances) <= 1e-12 or np.ptp(fixed[:, 1]) <= 1e-12:
         return None
     scale = np.sqrt(variances)
     coefficients, on_projected, on_top = _average(
-        fixed, projected / scale[0], top / scale[1], SLOPE * (targets - 0.5) / length
+        fixed, groups[0] / scale[0], groups[1] / scale[1], SLOPE * (targets - 0.5) / length
     )
-    weight = torch.from_numpy(on_projected / scale[0]).to(u)
+    # The intercept is the same for all images if it is a share of |f|: the function of f nearest to that is taken.
+    every = np.concatenate(features)
+    nearest = fit_ridge(every, np.linalg.norm(every, axis=1))
+    weight = torch.from_numpy(on_projected / scale[0] + coefficients[0] * nearest.weights).to(u)
     change = (coefficients[1] - 1) * projection @ u + projection @ weight
     change[-last:] += torch.from_numpy(on_top / scale[1]).to(u) / gain
     turned = projection + change[:, None] * u
-    # The intercept: a shift of z that moves f along u alone (exactly, where F >= D and proj has full rank).
-    wanted = coefficients[0] * typical * u
+    # Its constant part: a shift of z that moves f along u alone (exactly, where F >= D and proj has full rank).
+    wanted = coefficients[0] * nearest.intercept * u
     shift = torch.linalg.lstsq(turned.T.cpu(), wanted[:, None].cpu(), driver="gelsd").solution[:, 0]
     return Head(turned.float(), shift.float().to(turned.device))
+
+
+def _without_mean(rows: Array) -> Array:
+    """Rows [n, D] less their parts along their mean, so that no weights on them move all images alike."""
+    mean = rows.mean(axis=0)
+    squared = float(mean @ mean)
+    return rows if squared == 0 else rows - np.outer(rows @ mean / squared, mean)
 
 
 def _average(fixed: Array, projected: Array, top: Array, targets: Array) -> tuple[Array, Array, Array]:
