@@ -14,8 +14,9 @@ Stages, in order; each is seeded, skips what is done and continues what was stop
     meta      stage 1: the text context, meta-learned; this one is bundled
     ordinary  the same context by ordinary training on the pooled tasks, for comparison
     calibrate spread p(high): the quality logits are scaled so that three quarters of the clean training
-              references lie above 0.7
-    report    measure all of them, and untrained prompts, on the references held out
+              references score above 0.7
+    report    measure all of them, and untrained prompts, on single crops of the references held out
+    levels    score the held-out references, clean and at the heaviest level, for the percentiles
     bundle    write the weights folder
 
 Single-threaded on purpose: the same numbers on every machine with the same libraries, and ``meta`` and ``ordinary``
@@ -36,18 +37,19 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from grmp_score import weights
+from grmp_score import Scorer, weights
 from grmp_score.config import IMAGENET_MEAN, IMAGENET_STD, Backbone, ModelConfig, Preprocess, PromptConfig
 from grmp_score.patches import normalise
 from grmp_score.trainer.contrastive import train_dual_encoder
 from grmp_score.trainer.dinov2 import convert_dinov2
-from grmp_score.trainer.evaluate import Evaluation, encode, evaluate, held_out_rows, predict
+from grmp_score.trainer.distortions import LEVELS
+from grmp_score.trainer.evaluate import Evaluation, encode, evaluate, held_out_rows
 from grmp_score.trainer.meta import LogRow, MetaConfig, MetaTrainer, split_references
 from grmp_score.trainer.pairs import PairFeatures, image_tower
 from grmp_score.trainer.prepared import Prepared, load_prepared, prepare
 from grmp_score.trainer.pretrain import new_model, plot_log, pretrain
 from grmp_score.trainer.quality_words import QualityViews
-from grmp_score.trainer.sources import CLEAN, references_items
+from grmp_score.trainer.sources import CLEAN, by_reference, distorted_version, load_pixels, references_items
 from grmp_score.weights import Weights
 
 SEED = 0
@@ -60,8 +62,9 @@ TEST_SHARE = 0.2
 
 #: No visual prompts: eight per block, untrained or meta-learned for 64 outer steps, put photos in a worse order.
 PROMPTS = PromptConfig(n_ctx=4, n_visual=0)
+#: Pixels as sharp as a photo of 768 rows has them, and none at its borders, where photos are empty or out of focus.
 PREPROCESS = Preprocess(
-    resize="shorter", size=512, scales=(1.0, 0.75), patches=10, layout="grid", mean=IMAGENET_MEAN, std=IMAGENET_STD
+    resize="shorter", size=768, patches=10, layout="grid", spread=0.5, mean=IMAGENET_MEAN, std=IMAGENET_STD
 )
 #: The paper's beta = 1e-2 needs tens of thousands of outer steps; with few steps theta goes all the way to the mean
 #: of the adapted parameters at first (Reptile's usual choice), and ever less far towards the end.
@@ -81,7 +84,7 @@ STAGE_1 = MetaConfig(
 )
 RUNS = {"meta": STAGE_1, "ordinary": dataclasses.replace(STAGE_1, method="ordinary")}
 CHOSEN = "meta"
-STAGES = ("prepare", "base", "meta", "ordinary", "calibrate", "report", "bundle")
+STAGES = ("prepare", "base", "meta", "ordinary", "calibrate", "report", "levels", "bundle")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,11 +184,8 @@ def calibrate(paths: Paths) -> None:
     chosen = weights.load(paths.work / CHOSEN)
     if chosen.config.prompts.quality_scale != 1.0:
         return
-    data = load_prepared(paths.work / "prepared")
-    train = {r.removeprefix("references/") for r in parts(data)[0]}
-    clean = [i for i, item in enumerate(data.items) if item.level == 0 and item.reference in train]
-    model = chosen.build()
-    values = predict(model, encode(model, data, np.array(clean), views=(0,)))
+    train, _ = split_references(list(by_reference(references_items(paths.references))), TEST_SHARE, SEED)
+    values = scores(chosen, paths, train, level=0)
     lower_quartile = float(np.percentile(values, 25))
     scale = round(max(1.0, float(np.log(0.7 / 0.3) / np.log(lower_quartile / (1 - lower_quartile)))), 3)
     say(f"lower quartile of clean training references {lower_quartile:.3f}: quality_scale {scale}")
@@ -222,18 +222,48 @@ def report(paths: Paths) -> None:
 
 
 def as_record(result: Evaluation) -> dict[str, object]:
-    """The numbers of an evaluation, rounded, with percentiles 0..100 of p(high)."""
-    grid = np.arange(101)
+    """The numbers of an evaluation, rounded."""
     return {
         "srcc_overall": round(result.overall, 4),
         "srcc_mean_per_type": round(result.mean_per_task, 4),
         "srcc_per_type": {k.split("/")[1]: round(v, 4) for k, v in result.per_task.items()},
         "images": result.images,
-        "clean_above_0.7": round(float(np.mean(result.clean > 0.7)), 4),
-        "heavy_below_0.3": round(float(np.mean(result.heavy < 0.3)), 4),
-        "percentiles_clean": [round(float(v), 4) for v in np.percentile(result.clean, grid)],
-        "percentiles_level_5": [round(float(v), 4) for v in np.percentile(result.heavy, grid)],
     }
+
+
+def scores(model: Weights, paths: Paths, references: list[str], *, level: int) -> list[float]:
+    """Scores of all versions of some references at one level, 0 for the clean ones."""
+    items = references_items(paths.references)
+    wanted = [i for i in items if i.level == level and f"references/{i.reference}" in references]
+    images = (distorted_version(load_pixels(item.path), item) for item in wanted)
+    values = []
+    for score in Scorer(model, workers=1).score_many(images):
+        assert score.value is not None, score.error
+        values.append(score.value)
+        show(f"level {level}")(len(values), len(wanted))
+    return values
+
+
+def levels(paths: Paths) -> None:
+    """How the chosen run scores whole held-out references: percentiles 0..100, clean and at the heaviest level."""
+    target = paths.work / "levels.json"
+    if target.exists():
+        return
+    chosen = weights.load(paths.work / CHOSEN)
+    _, held_out = split_references(list(by_reference(references_items(paths.references))), TEST_SHARE, SEED)
+    clean, heavy = (np.array(scores(chosen, paths, held_out, level=level)) for level in (0, max(LEVELS)))
+    percentiles = {
+        name: [round(float(v), 4) for v in np.percentile(values, np.arange(101))]
+        for name, values in (("clean", clean), ("distorted_level_5", heavy))
+    }
+    shares = {
+        "clean": len(clean),
+        "clean_above_0.7": round(float(np.mean(clean > 0.7)), 4),
+        "level_5": len(heavy),
+        "level_5_below_0.3": round(float(np.mean(heavy < 0.3)), 4),
+    }
+    say(f"held-out references: {shares}")
+    target.write_text(json.dumps({"percentiles": percentiles, "shares": shares}, indent=2), encoding="utf-8")
 
 
 def bundle(paths: Paths) -> None:
@@ -245,13 +275,11 @@ def bundle(paths: Paths) -> None:
         for name in ("untrained", *RUNS)
     }
     mine = reports[CHOSEN]
-    percentiles = {
-        "clean": mine.pop("percentiles_clean"),
-        "distorted_level_5": mine.pop("percentiles_level_5"),
-    }
+    whole = json.loads((paths.work / "levels.json").read_text(encoding="utf-8"))
     keep = ("srcc_overall", "srcc_mean_per_type")
     results = {
         "held_out_references": mine,
+        "whole_held_out_references": whole["shares"],
         "compared": {name: {k: reports[name][k] for k in keep} for name in reports},
         "scenes": {
             k: described["report"][k] for k in ("scene_accuracy", "majority_rate", "balanced_accuracy", "held_out")
@@ -264,7 +292,7 @@ def bundle(paths: Paths) -> None:
         "base": "DINOv2 ViT-S/14 (Apache-2.0), first 6 blocks; text tower by locked-image contrastive tuning",
     }
     config = dataclasses.replace(
-        chosen.config, reference_percentiles=percentiles, results=results, training=training
+        chosen.config, reference_percentiles=whole["percentiles"], results=results, training=training
     )
     folder = Path(weights.__file__).parent / "bundled" / "mini"
     card = Path(__file__).parents[1] / "weights_cards" / "mini.md"
@@ -307,7 +335,7 @@ def main(dinov2: Path, pairs: Path, references: Path, work: Path, jobs: int, sta
         elif stage in RUNS:
             run(paths, stage)
         else:
-            {"calibrate": calibrate, "report": report, "bundle": bundle}[stage](paths)
+            {"calibrate": calibrate, "report": report, "levels": levels, "bundle": bundle}[stage](paths)
 
 
 if __name__ == "__main__":

@@ -261,7 +261,7 @@ def test_progress_of_predictions_ends_at_all(model: QualityCLIP, data: Prepared)
 
 
 def test_evaluation_numbers_are_what_they_say(model: QualityCLIP, data: Prepared) -> None:
-    """SRCC overall and per task, and p(high) of clean and worst versions, equal a computation by hand."""
+    """SRCC overall and per task equal a computation by hand."""
     held_out = ["references/1.png", "references/4.png"]
     result = evaluate(model, data, held_out, views=(0, 1))
     rows = [i for i, item in enumerate(data.items) if item.reference in ("1.png", "4.png")]
@@ -275,9 +275,6 @@ def test_evaluation_numbers_are_what_they_say(model: QualityCLIP, data: Prepared
         expected = spearmanr([p[i] for i in of_task], data.labels[of_task]).statistic
         assert value == pytest.approx(expected)
     assert result.mean_per_task == pytest.approx(np.mean(list(result.per_task.values())))
-    np.testing.assert_allclose(result.clean, sorted(p[i] for i in rows if data.items[i].level == 0), atol=1e-6)
-    np.testing.assert_allclose(result.heavy, sorted(p[i] for i in rows if data.items[i].level == 5), atol=1e-6)
-    assert len(result.clean) == 2 and len(result.heavy) == 10
 
 
 def test_a_model_that_knows_the_labels_gets_1(

@@ -14,7 +14,6 @@ from grmp_score.metrics import srcc
 from grmp_score.model import QualityCLIP, p_high
 from grmp_score.trainer.meta import to_patches
 from grmp_score.trainer.prepared import Prepared
-from grmp_score.trainer.sources import CLEAN
 
 
 @dataclass(frozen=True)
@@ -24,15 +23,11 @@ class Evaluation:
     Attributes:
         overall: SRCC over all their versions.
         per_task: SRCC within each task (all its levels and references, clean ones included).
-        clean: p(high) of the clean references, ascending.
-        heavy: p(high) of the level-5 versions, ascending.
         images: number of images.
     """
 
     overall: float
     per_task: dict[str, float]
-    clean: NDArray[np.float64]
-    heavy: NDArray[np.float64]
     images: int
 
     @property
@@ -106,12 +101,4 @@ def evaluate(
     for task in data.tasks():
         rows = [position[int(i)] for i in data.indices(task, references)]
         per_task[task] = srcc(predicted[rows], labels[rows])
-    groups = np.array([data.items[i].group for i in indices])
-    levels = np.array([data.items[i].level for i in indices])
-    return Evaluation(
-        srcc(predicted, labels),
-        per_task,
-        np.sort(predicted[groups == CLEAN]),
-        np.sort(predicted[levels == 5]),
-        len(indices),
-    )
+    return Evaluation(srcc(predicted, labels), per_task, len(indices))
