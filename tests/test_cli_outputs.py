@@ -410,11 +410,14 @@ def test_the_number_of_images_is_counted_meanwhile(photos: Path, monkeypatch: py
             self.start = target
 
     monkeypatch.setattr("grmp_score.cli.sources.threading.Thread", Now)
-    advance = progress_module.Advance()
-    count_ahead(["-", str(photos)], [], advance)
-    assert advance.total is None
-    count_ahead([str(photos)], [], advance, less=1)
-    assert advance.total == 2
+    unseen = progress_module.Advance()
+    count_ahead([str(photos)], [], unseen)
+    assert unseen.total is None  # nobody looks
+    with progress_bar("Scoring", None, unit="images") as advance:
+        count_ahead(["-", str(photos)], [], advance)
+        assert advance.total is None
+        count_ahead([str(photos)], [], advance, less=1)
+        assert advance.total == 2
 
 
 def test_a_live_table_shows_rows_at_once(telling: str, photos: Path) -> None:
