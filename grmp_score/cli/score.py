@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -111,6 +111,8 @@ def command(
                 earlier.check(about, scorer.preprocess.patches, path=str(settings.resume))
             tally.begin(scorer, about)
             scores = scored(settings, scorer, chain([first], names), cache)
+            if cache is not None:
+                scores = begun(scores)
             with progress_bar(
                 "Scoring", None, unit="images", streaming=settings.streaming, quiet=settings.quiet
             ) as advance:
@@ -194,6 +196,11 @@ def scored(settings: Settings, scorer: Scorer, names: Iterable[str], cache: Scor
         background=scorer.background,
         max_pixels=scorer.max_pixels,
     )
+
+
+def begun(scores: Iterator[Score]) -> Iterator[Score]:
+    """The same scores, the first of them made: weights that fit nothing are refused before anything is written."""
+    return chain(list(islice(scores, 1)), scores)
 
 
 def explain(scorer: Scorer, path: str, folder: Path) -> None:
