@@ -4,8 +4,11 @@
     python benchmarks/many_images.py --images 300    # seconds
 
 Makes images and a tiny model with random weights (so that the time goes into all but the model) in a temporary
-folder, runs `grmp-score` as a process, and prints what it measured as JSON.  Ends with 1 when a row is missing or
-stands there twice, or when a cached run gives other rows.  Memory is read from /proc, so it runs on Linux.
+folder, runs `grmp-score` as a process, and prints what it measured as JSON: the first run, the same from the
+cache by content and by the files' times, and how many times faster and cheaper in processor time these are;
+then runs that are killed and continued. On a busy machine the processor seconds say more than those on the
+wall. Ends with 1 when a row is missing or stands there twice, or when a cached run gives other rows. Memory is
+read from /proc, so it runs on Linux.
 """
 
 from __future__ import annotations

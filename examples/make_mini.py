@@ -40,6 +40,7 @@ from safetensors.torch import load_file, save_file
 from grmp_score import Scorer, weights
 from grmp_score.config import IMAGENET_MEAN, IMAGENET_STD, Backbone, ModelConfig, Preprocess, PromptConfig
 from grmp_score.patches import normalise
+from grmp_score.tensors import TensorFile
 from grmp_score.trainer.contrastive import train_dual_encoder
 from grmp_score.trainer.dinov2 import convert_dinov2
 from grmp_score.trainer.distortions import LEVELS
@@ -150,7 +151,7 @@ def load_base(paths: Paths) -> Weights:
     described = json.loads((paths.work / "base" / "model.json").read_text(encoding="utf-8"))
     backbone = Backbone(model_cfg=described["model_cfg"], name=f"dual encoder on DINOv2 ViT-S/14, {DEPTH} blocks")
     config = ModelConfig(name="mini", backbone=backbone, prompts=PROMPTS, preprocess=PREPROCESS)
-    return Weights(config, {}, paths.work / "base" / weights.BACKBONE, origin="base")
+    return Weights(config, {}, TensorFile(paths.work / "base" / weights.BACKBONE), origin="base")
 
 
 def parts(data: Prepared) -> tuple[list[str], list[str]]:

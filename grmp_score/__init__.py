@@ -1,6 +1,6 @@
 """How good does this image look, and what do *you* mean by good?
 
-``from grmp_score import Scorer`` costs nothing: torch and open_clip are imported when a `Scorer` is made.
+``from grmp_score import Scorer`` costs little: torch and open_clip are imported when an image needs the model.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Imports `Scorer` and `Score` (and with them torch) on first use."""
+    """Imports `Scorer` and `Score` (and with them NumPy and Pillow) on first use."""
     if name in ("Score", "Scorer"):
         from grmp_score import scorer
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import stat
 import struct
 import threading
 import time
@@ -62,7 +63,7 @@ class FileState(NamedTuple):
             status = os.stat(path)
         except (OSError, ValueError):
             return None
-        if not os.path.isfile(path):
+        if not stat.S_ISREG(status.st_mode):
             return None
         return cls(os.fsencode(os.path.abspath(path)), status.st_size, status.st_mtime_ns)
 

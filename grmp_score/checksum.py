@@ -6,22 +6,28 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from grmp_score.config import ModelConfig
+from grmp_score.tensors import Stored
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
 
 
-def model_checksum(config: ModelConfig, state: Mapping[str, Tensor]) -> str:
+def model_checksum(config: ModelConfig, state: Mapping[str, Tensor | Stored]) -> str:
     """The checksum of a model: 16 hexadecimal digits of a SHA-256.
 
     It covers all tensors as float32 and the parts of the configuration that decide scores, labels and percentiles.
-    The model's name, its provenance and its measured results may change without changing it.
+    The model's name, its provenance and its measured results may change without changing it.  Tensors in files and
+    in memory give the same; for those in files torch is not imported.
 
     Args:
         config: the weights' own.
-        state: all tensors by their name in `QualityCLIP`, of any dtype and on any device.
+        state: all tensors by their name in `QualityCLIP`, of any dtype, on any device or in files.
     """
     parts = {
         "model_cfg": config.backbone.model_cfg,
@@ -32,7 +38,14 @@ def model_checksum(config: ModelConfig, state: Mapping[str, Tensor]) -> str:
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for name in sorted(state):
-        tensor = state[name].detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"\n{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().data if tensor.numel() else b"")
+        values = _as_float32(state[name])
+        digest.update(f"\n{name} {list(values.shape)}\n".encode())
+        digest.update(values.data if values.size else b"")
     return digest.hexdigest()[:16]
+
+
+def _as_float32(tensor: Tensor | Stored) -> NDArray[np.float32]:
+    values = tensor.read() if isinstance(tensor, Stored) else tensor
+    # Both conversions are exact for narrower types and round to the nearest for wider ones.
+    array: NDArray[Any] = values if isinstance(values, np.ndarray) else values.detach().float().cpu().numpy()
+    return np.asarray(array, dtype=np.float32, order="C")

@@ -7,10 +7,9 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
-from torch import Tensor
 
 from grmp_score.cache import Entry, FileState, ScoreCache
 from grmp_score.config import ModelConfig, Preprocess
@@ -18,6 +17,9 @@ from grmp_score.errors import ImageReadError
 from grmp_score.images import ImageSource, image_bytes, read_image, source_name
 from grmp_score.patches import make_patches
 from grmp_score.score import Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Takes the name (None for images without one) and the upright RGB picture of an image that was read.
 Watch = Callable[[str | None, Image.Image], object]

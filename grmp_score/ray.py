@@ -238,7 +238,7 @@ def _weights(model: ModelRef) -> Weights:
     elif not isinstance(model, Weights):
         model = load(model)
     # Tensors, not the name of a file that only this machine has.
-    return dataclasses.replace(model, backbone=model.backbone_state())
+    return dataclasses.replace(model, adapter=dict(model.adapter), backbone=model.backbone_state())
 
 
 class _Worker:
@@ -251,6 +251,7 @@ class _Worker:
         warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files become error values
         self._base = base
         self._scorer = Scorer(the_ray().get(weights), workers=threads, **options)
+        _ = self._scorer.model  # made now, not with the first row
 
     def _scores(self, values: Iterable[Any]) -> Iterator[Score]:
         """One score for each value, with the name it had in the data set."""

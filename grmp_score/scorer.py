@@ -6,40 +6,49 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections import deque
+import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from grmp_score import hub, weights
 from grmp_score.cache import ScoreCache
 from grmp_score.checksum import model_checksum
 from grmp_score.config import ModelConfig
-from grmp_score.errors import ConfigError, GrmpScoreError
+from grmp_score.errors import ConfigError, WeightsError
 from grmp_score.explain import Explanation, explain_image
 from grmp_score.images import MAX_PIXELS, ImageSource
-from grmp_score.model import QualityCLIP, p_high
 from grmp_score.prepare import Prepared, Preparer, Watch
 from grmp_score.score import Score as Score
+from grmp_score.stream import score_stream
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from grmp_score.model import QualityCLIP
 
 #: Part of every cache key: to be raised whenever the same weights and the same image give another score.
 SCORING_VERSION = 1
+
+#: Held while a model is made: threads that need the same one wait for it, and a `Scorer` can be copied and pickled.
+_BUILDING = threading.RLock()
 
 
 class Scorer:
     """Scores images with one set of weights.
 
+    The model is made when the first image needs it: importing torch takes seconds, and scores that come from a
+    cache need neither.
+
     Attributes:
-        model: the `QualityCLIP`; calling it on normalised patches [B, 3, S, S] gives quality logits [B, 2],
-            columns high, low.
-        weights: configuration and tensors it was made of.
-        device: where the model runs.
+        weights: configuration and tensors that the model is made of.
+        preprocess: how images become patches.
+        workers: threads that read and cut images.
+        background, max_pixels: as for `read_image`.
 
     Example:
         >>> from grmp_score import Scorer
@@ -62,23 +71,26 @@ class Scorer:
 
         Args:
             source: weights; None for the bundled model, which needs no network.
-            device: ``"auto"`` (CUDA, then MPS, then CPU) or a torch device.
+            device: ``"auto"`` (CUDA, then MPS, then CPU, chosen when the model is made) or a torch device.
             patches: patches per image instead of the weights' own number.
             batch_size: images that go through the model together; None chooses 1 on a CPU, 16 elsewhere.
                 The scores do not depend on it.
             workers: threads that read and cut images; None chooses by the number of cores, at most 4.
             background: what lies under transparent parts, as in `read_image`.
             max_pixels: limit of width x height against decompression bombs, as in `read_image`; None for none.
+
+        Raises:
+            ConfigError: a setting makes no sense, or there is no such device.
+            WeightsError: the bundled model is missing or damaged.
         """
         self.weights = source if source is not None else weights.load()
         preprocess = self.weights.config.preprocess
         self.preprocess = preprocess if patches is None else preprocess.with_patches(patches)
-        self.device = pick_device(device)
-        self.batch_size = _positive(batch_size, "batch_size") or (1 if self.device.type == "cpu" else 16)
+        self._device, self._batch_size = device, _positive(batch_size, "batch_size")
+        if device not in ("auto", "cpu"):
+            _ = self.device  # whether there is such a device, torch must be asked; these two are always there
         self.workers = _positive(workers, "workers") or min(4, os.cpu_count() or 1)
         self.background, self.max_pixels = background, _positive(max_pixels, "max_pixels")
-        self.model: QualityCLIP = self.weights.build().to(self.device)
-        self.model.requires_grad_(False)
 
     @classmethod
     def from_pretrained(
@@ -114,7 +126,16 @@ class Scorer:
         """
         name = os.fspath(source)
         if filename is not None:
-            loaded = _load_checkpoint(name, filename, revision, token, cache_dir, local_files_only)
+            from grmp_score.official import fetch_official
+
+            loaded = fetch_official(
+                name,
+                filename,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
         else:
             loaded = weights.load(
                 name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
@@ -135,9 +156,54 @@ class Scorer:
         return self.weights.config
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        from grmp_score.inference import pick_device
+
+        return pick_device(self._device)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Images that go through the model together."""
+        return self._batch_size or (1 if self.device.type == "cpu" else 16)
+
+    @cached_property
+    def model(self) -> QualityCLIP:
+        """The `QualityCLIP`; calling it on normalised patches [B, 3, S, S] gives quality logits [B, 2], columns
+        high, low.  It is made on first use.
+
+        Raises:
+            WeightsError: the tensors do not make a model, or their files have been changed.
+        """
+        with _BUILDING:
+            if not self.is_built:
+                model = self.weights.build().to(self.device)
+                model.requires_grad_(False)
+                # A checksum that has been given away, perhaps into a cache, must be that of this very model.
+                known = self.__dict__.get("checksum")
+                if known is not None and known != model_checksum(self.config, model.state_dict()):
+                    raise WeightsError(
+                        f"the tensors are no longer those of the checksum {known}: the files have been changed",
+                        path=self.weights.origin or None,
+                        hint="Open the weights again",
+                    )
+                self.__dict__["model"] = model
+            built: QualityCLIP = self.__dict__["model"]
+            return built
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the model has been made."""
+        return "model" in self.__dict__
+
+    @cached_property
     def checksum(self) -> str:
-        """The `model_checksum` of the weights: 16 hexadecimal digits."""
-        return model_checksum(self.config, self.model.state_dict())
+        """The `model_checksum` of the weights: 16 hexadecimal digits.
+
+        Raises:
+            WeightsError: a file of the weights has been replaced since it was opened.
+        """
+        return model_checksum(self.config, self.model.state_dict()) if self.is_built else self.weights.checksum()
 
     @property
     def settings_key(self) -> bytes:
@@ -179,28 +245,15 @@ class Scorer:
 
         Raises:
             CacheError: the cache cannot be used.
+            WeightsError: the first image that needs the model shows that the tensors do not make one.
         """
-        preparer = self._preparer(cache, watch)
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="grmp-score-read") as pool:
-            pending: deque[Future[Prepared | Score]] = deque()
-            stream = iter(images)
-            ahead = self.workers + self.batch_size
-            try:
-                pending.extend(pool.submit(preparer.try_prepare, image) for image in islice(stream, ahead))
-                while pending:
-                    batch = [pending.popleft().result() for _ in range(min(self.batch_size, len(pending)))]
-                    pending.extend(pool.submit(preparer.try_prepare, i) for i in islice(stream, len(batch)))
-                    scored = iter(self._forward([item for item in batch if isinstance(item, Prepared)]))
-                    for item in batch:
-                        if isinstance(item, Prepared):
-                            score = next(scored)
-                            preparer.remember(item, score)
-                            yield score
-                        else:
-                            yield item
-            finally:
-                for future in pending:
-                    future.cancel()
+        return score_stream(
+            images,
+            self._preparer(cache, watch),
+            self._forward,
+            workers=self.workers,
+            batch_size=lambda: self.batch_size,
+        )
 
     def explain(self, image: ImageSource) -> Explanation:
         """The score of one image with its patches' places and values, and a heat map from some 48 more patches.
@@ -214,7 +267,7 @@ class Scorer:
         read: list[Image.Image] = []
         preparer = self._preparer(watch=lambda _, picture: read.append(picture))
         score = self._forward([preparer.prepare(image)])[0]
-        return explain_image(read[0], score, self.preprocess, self._p_high)
+        return explain_image(read[0], score, self.preprocess, lambda patches: list(self._p_high([patches])[0]))
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes these weights as a folder that `from_pretrained` reads; the preprocessing in use is saved."""
@@ -245,77 +298,26 @@ class Scorer:
         settings = b"" if cache is None else self.settings_key
         return Preparer(self.config, self.preprocess, self.background, self.max_pixels, cache, settings, watch)
 
-    @torch.inference_mode()
     def _forward(self, items: list[Prepared]) -> list[Score]:
-        if not items:
-            return []
-        # One image after another on a CPU: the patches of one fill it, and the result of an image cannot
-        # depend on its neighbours.  Elsewhere several images share a pass to fill the device.
-        if self.device.type == "cpu":
-            outputs = [self.model(item.patches) for item in items]
-        else:
-            joined = self.model(torch.cat([item.patches for item in items]).to(self.device))
-            outputs = list(joined.split([len(item.patches) for item in items]))
         return [
             Score.from_patches(
-                tuple(p_high(logits.cpu().double()).tolist()),
+                values,
                 path=item.path,
                 width=item.width,
                 height=item.height,
                 content_hash=item.content_hash,
                 config=self.config,
             )
-            for item, logits in zip(items, outputs, strict=True)
+            for item, values in zip(items, self._p_high([item.patches for item in items]), strict=True)
         ]
 
-    @torch.inference_mode()
-    def _p_high(self, patches: Tensor) -> list[float]:
-        values: list[float] = p_high(self.model(patches.to(self.device)).cpu().double()).tolist()
-        return values
+    def _p_high(self, images: list[Tensor]) -> list[tuple[float, ...]]:
+        from grmp_score.inference import p_high_of
 
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}; expected auto, cpu, cuda or mps") from error
-    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(device.type, True)
-    if not usable:
-        raise ConfigError(f"this machine has no usable {device.type} device", hint="Use auto or cpu")
-    return device
+        return p_high_of(self.model, images, self.device) if images else []
 
 
 def _positive(value: int | None, name: str) -> int | None:
     if value is not None and value < 1:
         raise ConfigError(f"{name} must be at least 1, got {value}")
     return value
-
-
-def _load_checkpoint(
-    source: str,
-    filename: str,
-    revision: str | None,
-    token: str | bool | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-) -> weights.Weights:
-    from grmp_score.official import load_official
-
-    if Path(source).is_dir():
-        path = Path(source) / filename
-    elif hub.looks_like_repo(source):
-        path = hub.fetch_file(
-            source,
-            filename,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
-    else:
-        raise GrmpScoreError("no such folder, and not the form of a Hub repository id", path=source)
-    return load_official(path, name=f"{source}/{filename}")

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from grmp_score import backbone, hub
+from grmp_score import hub
 from grmp_score.checksum import model_checksum
 from grmp_score.config import Backbone, ModelConfig
 from grmp_score.errors import HubError, WeightsError
-from grmp_score.model import QualityCLIP
+from grmp_score.tensors import Stored, TensorFile, write_tensors
+
+if TYPE_CHECKING:  # what is known without a model takes milliseconds; torch takes seconds
+    import torch
+    from torch import Tensor
+
+    from grmp_score.model import QualityCLIP
 
 CONFIG, ADAPTER, BACKBONE, CARD = "config.json", "adapter.safetensors", "backbone.safetensors", "README.md"
 
@@ -40,27 +43,31 @@ class Weights:
     Attributes:
         config: contents of ``config.json``.
         adapter: trained tensors by their name in `QualityCLIP`.
-        backbone: file with the base weights (names as in open_clip), or the tensors themselves.
+        backbone: base weights by their name in open_clip.  Like the adapter's, those of a file are a `TensorFile`:
+            nothing is read before it is needed.
         card: text of the model card.
         origin: folder, repository or file they came from, for messages.
     """
 
     config: ModelConfig
     adapter: Mapping[str, Tensor]
-    backbone: Path | Mapping[str, Tensor]
+    backbone: Mapping[str, Tensor]
     card: str = ""
     origin: str = ""
 
     def backbone_state(self) -> dict[str, Tensor]:
         """The base weights by their open_clip names."""
-        if isinstance(self.backbone, Path):
-            return {k: v for k, v in read_tensors(self.backbone).items()}
-        return dict(self.backbone)
+        # Not kept: they are large, and a model has a copy of them.
+        return self.backbone.load() if isinstance(self.backbone, TensorFile) else dict(self.backbone)
 
     def checksum(self) -> str:
-        """The `model_checksum` of these weights; that of a `Scorer` of them is the same."""
-        state = {f"clip.{name}": tensor for name, tensor in self.backbone_state().items()}
-        return model_checksum(self.config, {**state, **self.adapter})
+        """The `model_checksum` of these weights; that of a `Scorer` of them is the same.
+
+        Raises:
+            WeightsError: a file has been replaced since it was opened.
+        """
+        state = {f"clip.{name}": tensor for name, tensor in _stored(self.backbone).items()}
+        return model_checksum(self.config, {**state, **_stored(self.adapter)})
 
     def build(self) -> QualityCLIP:
         """Makes the model in float32 on the CPU, in eval mode.
@@ -68,6 +75,10 @@ class Weights:
         Raises:
             WeightsError: tensors are unknown, missing or of the wrong shape.
         """
+        import torch
+
+        from grmp_score.model import QualityCLIP
+
         model = QualityCLIP(self.config)
         expected = model.state_dict()
         state = {f"clip.{name}": tensor for name, tensor in self.backbone_state().items()}
@@ -95,12 +106,8 @@ class Weights:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             config = self.config
-            if not isinstance(self.backbone, Path) or config.backbone.repo is None:
-                with _replacing(folder / BACKBONE) as temporary:
-                    if isinstance(self.backbone, Path):
-                        shutil.copyfile(self.backbone, temporary)
-                    else:
-                        _save(self.backbone, temporary)
+            if not isinstance(self.backbone, TensorFile) or config.backbone.repo is None:
+                _save(self.backbone, folder / BACKBONE)
                 local = dataclasses.replace(
                     config.backbone,
                     repo=None,
@@ -109,8 +116,7 @@ class Weights:
                     sha256=hub.sha256_of(folder / BACKBONE),
                 )
                 config = dataclasses.replace(config, backbone=local)
-            with _replacing(folder / ADAPTER) as temporary:
-                _save(self.adapter, temporary)
+            _save(dict(self.adapter), folder / ADAPTER)
             for name, text in ((CARD, self.card), (CONFIG, config.to_json())):
                 with _replacing(folder / name) as temporary:
                     temporary.write_text(text, encoding="utf-8")
@@ -140,26 +146,23 @@ class _replacing:
             self.temporary.unlink(missing_ok=True)
 
 
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file(
-        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-        path,
-        metadata={"format": "pt"},
-    )
+def _stored(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor | Stored]:
+    return tensors.stored() if isinstance(tensors, TensorFile) and not tensors.kept else tensors
+
+
+def _save(tensors: Mapping[str, Tensor], target: Path) -> None:
+    if not isinstance(tensors, TensorFile):
+        with _replacing(target) as temporary:
+            write_tensors(tensors, temporary)
+    elif target.exists() and target.samefile(tensors.path):
+        tensors.check()  # a copy would be another file, and these weights could not be read any more
+    else:
+        with _replacing(target) as temporary:
+            tensors.copy_to(temporary)
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; `WeightsError` when it is missing or damaged."""
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise WeightsError("the file is missing", path=path) from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"not a readable safetensors file: {error}", path=path) from error
 
 
 def load(
@@ -170,7 +173,10 @@ def load(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Weights:
-    """Finds and reads weights.
+    """Finds and opens weights.
+
+    Configuration, checksums and the headers of the files are checked.  The tensors are read when they are needed;
+    whether they are those that the configuration asks for is known when the model is built.
 
     Args:
         source: a folder, the name of a bundled model, a Hub repository id, or None for the bundled default.
@@ -220,7 +226,7 @@ def load(
 
     config_file = file(CONFIG)
     config = ModelConfig.from_json(_read_text(config_file), path=str(config_file))
-    adapter = read_tensors(file(ADAPTER))
+    adapter = TensorFile(file(ADAPTER))
     base = config.backbone
     if base.repo is None:
         backbone_file = file(BACKBONE)
@@ -233,12 +239,13 @@ def load(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
+    base_tensors = TensorFile(backbone_file)  # before the checksum, so that a later change is noticed
     hub.check_sha256(backbone_file, base.sha256)
     try:
         card = _read_text(file(CARD))
     except (WeightsError, HubError):
         card = ""  # a card is for people; weights work without one
-    return Weights(config, adapter, backbone_file, card, origin=name)
+    return Weights(config, adapter, base_tensors, card, origin=name)
 
 
 #: File with the base weights in open_clip's own Hub repositories.
@@ -252,6 +259,8 @@ def load_base(source: str) -> Weights:
     Raises:
         HubError, WeightsError, ConfigError: as for `load`.
     """
+    from grmp_score import backbone
+
     name, separator, tag = source.partition(":")
     if not separator or Path(source).exists():
         return load(source)
@@ -264,7 +273,7 @@ def load_base(source: str) -> Weights:
         filename=OPEN_CLIP_FILE,
         sha256=hub.sha256_of(file),
     )
-    return Weights(ModelConfig(name=source, backbone=base), {}, file, origin=source)
+    return Weights(ModelConfig(name=source, backbone=base), {}, TensorFile(file), origin=source)
 
 
 def _read_text(path: Path) -> str:
@@ -274,14 +283,17 @@ def _read_text(path: Path) -> str:
         raise WeightsError(f"cannot read it: {error}", path=path) from error
 
 
-def adapter_of(model: QualityCLIP, names: list[str], *, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+def adapter_of(model: QualityCLIP, names: list[str], *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The tensors of ``adapter.safetensors``: prompts, stored text features, and the named parameters.
 
     Args:
         model: its `refresh_text` must have been called after the last change.
         names: further parameters of `QualityCLIP` that were trained.
-        dtype: of the large tensors; text features and prompts stay float32.
+        dtype: of the large tensors, None for float16; text features and prompts stay float32.
     """
+    import torch
+
+    dtype = torch.float16 if dtype is None else dtype
     state = model.state_dict()
     small = [k for k in state if not k.startswith("clip.")]
     return {k: state[k].float() for k in small} | {k: state[k].to(dtype) for k in names}

@@ -357,13 +357,13 @@ def test_resume_refuses_another_model(model: str, telling: str, photos: Path, tm
 
 
 def test_a_cached_run_gives_the_same_rows(model: str, photos: Path, tmp_path: Path) -> None:
-    """And says with -v how many it found; a cache that is none is one line."""
+    """And says with -v how many it found, and whether the model was needed; a cache that is none is one line."""
     plain, _ = run_jsonl("-m", model, photos)
-    for hits in (0, 3):
+    for hits, used in ((0, "device cpu"), (3, "the model was not needed")):
         rows, result = run_jsonl("-m", model, "-v", "--cache", tmp_path / "c.sqlite", photos)
         assert rows == plain
         assert re.search(
-            rf"^3 images in .* s \(.* per second\), {hits} from the cache$", result.stderr, re.MULTILINE
+            rf"^3 images in .* s \(.* per second\), {hits} from the cache, {used}$", result.stderr, re.MULTILINE
         )
     assert_usage_error(run("-m", model, "--cache", photos / "b.png", photos), "is not an SQLite file")
 
@@ -410,11 +410,14 @@ def test_the_number_of_images_is_counted_meanwhile(photos: Path, monkeypatch: py
             self.start = target
 
     monkeypatch.setattr("grmp_score.cli.sources.threading.Thread", Now)
-    advance = progress_module.Advance()
-    count_ahead(["-", str(photos)], [], advance)
-    assert advance.total is None
-    count_ahead([str(photos)], [], advance, less=1)
-    assert advance.total == 2
+    unseen = progress_module.Advance()
+    count_ahead([str(photos)], [], unseen)
+    assert unseen.total is None  # nobody looks
+    with progress_bar("Scoring", None, unit="images") as advance:
+        count_ahead(["-", str(photos)], [], advance)
+        assert advance.total is None
+        count_ahead([str(photos)], [], advance, less=1)
+        assert advance.total == 2
 
 
 def test_a_live_table_shows_rows_at_once(telling: str, photos: Path) -> None:

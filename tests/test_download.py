@@ -13,6 +13,7 @@ from safetensors.torch import save as to_bytes
 from grmp_score import weights
 from grmp_score.cli.main import cli
 from grmp_score.scorer import Scorer
+from grmp_score.tensors import TensorFile
 from grmp_score.weights import Weights
 
 from .conftest import make_photo
@@ -65,7 +66,7 @@ def test_a_backbone_of_another_repository_comes_along(
     named = dataclasses.replace(tiny_weights.config.backbone, repo="base/clip", filename="clip.safetensors")
     config = dataclasses.replace(tiny_weights.config, backbone=named)
     (tmp_path / "clip.safetensors").write_bytes(base)
-    published = dataclasses.replace(tiny_weights, config=config, backbone=tmp_path / "clip.safetensors")
+    published = dataclasses.replace(tiny_weights, config=config, backbone=TensorFile(tmp_path / "clip.safetensors"))
     hub.add_repo("org/tiny", files_of(published.save(tmp_path / "published")))
     out = tmp_path / "alone"
     result = run("org/tiny", "-o", out)

@@ -252,7 +252,7 @@ def test_a_failure_in_the_middle_leaves_the_old_files(
             raise weights.SafetensorError("No space left on device")
         path.write_bytes(save(tensors, metadata))
 
-    monkeypatch.setattr(weights, "save_file", full_disk)
+    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
     with pytest.raises(WeightsError, match="cannot write weights: No space left on device") as caught:
         random_weights(tiny_config, seed=1).save(folder)
     assert caught.value.path == str(folder)
@@ -271,7 +271,7 @@ def test_an_interruption_leaves_no_temporary_file(
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "save_file", interrupt)
+    monkeypatch.setattr("safetensors.torch.save_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
         tiny_weights.save(folder)
     assert files_of(folder) == before

@@ -74,6 +74,7 @@ def _files(model: str, revision: str | None, loaded: Weights) -> list[Path]:
     """The files of a model that `weights.load` has just read: no network is needed to find them."""
     from grmp_score import hub, weights
     from grmp_score.errors import HubError
+    from grmp_score.tensors import TensorFile
 
     folder = next((p for p in (Path(model), weights.BUNDLED / model) if p.is_dir()), None)
     names = [weights.CONFIG, weights.ADAPTER, weights.CARD]
@@ -83,7 +84,7 @@ def _files(model: str, revision: str | None, loaded: Weights) -> list[Path]:
         files = [hub.fetch_file(model, name, revision=revision, local_files_only=True) for name in names[:2]]
         with contextlib.suppress(HubError):  # a model without a card
             files.append(hub.fetch_file(model, weights.CARD, revision=revision, local_files_only=True))
-    return [*files, loaded.backbone] if isinstance(loaded.backbone, Path) else files
+    return [*files, loaded.backbone.path] if isinstance(loaded.backbone, TensorFile) else files
 
 
 def _usage(model: str, filename: str | None, revision: str | None) -> str:

@@ -127,7 +127,7 @@ def command(
         raise click.UsageError("give at least one of --references, --kadid10k, --tid2013")
     from grmp_score import weights
     from grmp_score.config import PromptConfig
-    from grmp_score.scorer import pick_device
+    from grmp_score.inference import pick_device
     from grmp_score.trainer import prepared, pretrain, sources
     from grmp_score.trainer.meta import LogRow, MetaConfig, MetaTrainer
 

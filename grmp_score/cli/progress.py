@@ -21,7 +21,10 @@ class Advance:
 
     Attributes:
         total: how much there is to do, as far as is known; may be set while the work goes on.
+        shown: whether anybody sees it, so that it is worth finding out.
     """
+
+    shown = False
 
     def __init__(self, total: int | None = None) -> None:
         self.total = total
@@ -72,6 +75,8 @@ def _live_bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
         task = progress.add_task(label, total=total, pace="")
 
         class Bar(Advance):
+            shown = True
+
             def __call__(self, n: int) -> None:
                 speed = progress.tasks[0].speed
                 pace = f", {speed:.1f}/s" if speed else ""
@@ -82,6 +87,8 @@ def _live_bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
 
 class _PaceLines(Advance):
     """A line a minute: how far it is, the pace since the last line, and the time left at that pace."""
+
+    shown = True
 
     def __init__(self, label: str, total: int | None, unit: str) -> None:
         super().__init__(total)

@@ -109,6 +109,7 @@ def command(
         model,
         filename,
         revision,
+        may_idle=cache is not None,
         device=device,
         patches=patches,
         batch_size=batch_size,

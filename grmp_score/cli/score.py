@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -98,13 +98,21 @@ def command(
         if first is not None:
             cache = stack.enter_context(open_cache(settings)) if settings.cache is not None else None
             scorer = open_scorer(
-                model, filename, revision, device=device, patches=patches, **settings.scorer_options
+                model,
+                filename,
+                revision,
+                may_idle=cache is not None,
+                device=device,
+                patches=patches,
+                **settings.scorer_options,
             )
             about = Model.of(scorer.config, scorer.checksum)
             if settings.resume is not None:
                 earlier.check(about, scorer.preprocess.patches, path=str(settings.resume))
             tally.begin(scorer, about)
             scores = scored(settings, scorer, chain([first], names), cache)
+            if cache is not None:
+                scores = begun(scores)
             with progress_bar(
                 "Scoring", None, unit="images", streaming=settings.streaming, quiet=settings.quiet
             ) as advance:
@@ -118,7 +126,7 @@ def command(
                     writer.close()
                     if tally.interrupted:
                         raise KeyboardInterrupt
-            tally.end(cache)
+            tally.end(scorer, cache)
         elif not earlier.rows:
             raise click.UsageError(f"no images found in: {', '.join([*paths, *map(str, settings.from_file)])}")
     if tally.failed:
@@ -142,7 +150,8 @@ class Tally:
         self._began = time.monotonic()
         if self._settings.verbose:
             self.say(f"model {printable(model.name)}, checksum {model.checksum}")
-            self.say(f"{scorer.preprocess.patches} patches per image, device {scorer.device}")
+            device = f", device {scorer.device}" if scorer.is_built else ""
+            self.say(f"{scorer.preprocess.patches} patches per image{device}")
             if self.done:
                 self.say(f"{self.done} images have been scored before")
 
@@ -159,11 +168,14 @@ class Tally:
         except KeyboardInterrupt:
             self.interrupted = True
 
-    def end(self, cache: ScoreCache | None) -> None:
+    def end(self, scorer: Scorer, cache: ScoreCache | None) -> None:
         """A summary for ``--verbose``."""
         if self._settings.verbose:
             seconds, images = time.monotonic() - self._began, self.done - self._before
-            cached = f", {cache.hits} from the cache" if cache is not None else ""
+            cached = ""
+            if cache is not None:
+                model = f"device {scorer.device}" if scorer.is_built else "the model was not needed"
+                cached = f", {cache.hits} from the cache, {model}"
             self.say(f"{images} images in {seconds:.1f} s ({images / max(seconds, 1e-9):.1f} per second){cached}")
 
 
@@ -184,6 +196,11 @@ def scored(settings: Settings, scorer: Scorer, names: Iterable[str], cache: Scor
         background=scorer.background,
         max_pixels=scorer.max_pixels,
     )
+
+
+def begun(scores: Iterator[Score]) -> Iterator[Score]:
+    """The same scores, the first of them made: weights that fit nothing are refused before anything is written."""
+    return chain(list(islice(scores, 1)), scores)
 
 
 def explain(scorer: Scorer, path: str, folder: Path) -> None:

@@ -29,14 +29,17 @@ def named_images(paths: Sequence[str], lists: Sequence[Path]) -> Iterator[str]:
 def count_ahead(paths: Sequence[str], lists: Sequence[Path], advance: Advance, *, less: int = 0) -> None:
     """Counts the images in the background, for a progress bar that knows its end.
 
-    What can only be read once (standard input, pipes) or is far away (addresses) is not counted.
+    What can only be read once (standard input, pipes) or is far away (addresses) is not counted, nor is anything
+    where nobody would see it.
 
     Args:
         paths, lists: as for `named_images`.
         advance: its ``total`` is set when the number is known.
         less: images that need no work.
     """
-    if STDIN in paths or any("://" in path for path in paths) or not all(file.is_file() for file in lists):
+    if not advance.shown or STDIN in paths or any("://" in path for path in paths):
+        return
+    if not all(file.is_file() for file in lists):
         return
 
     def count() -> None:

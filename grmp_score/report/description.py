@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grmp_score import __version__
 from grmp_score.meaning import CLEAN, WORST, thresholds
+from grmp_score.tensors import TensorFile
 
 if TYPE_CHECKING:
     from grmp_score.config import LabelScale, ModelConfig, Preprocess
@@ -47,8 +47,8 @@ def facts(weights: Weights) -> dict[str, Any]:
 def size(weights: Weights) -> int:
     """Bytes of the tensors on disk."""
     adapter = sum(t.numel() * t.element_size() for t in weights.adapter.values())
-    if isinstance(weights.backbone, Path):
-        return adapter + weights.backbone.stat().st_size
+    if isinstance(weights.backbone, TensorFile):
+        return adapter + weights.backbone.path.stat().st_size
     return adapter + sum(t.numel() * t.element_size() for t in weights.backbone.values())
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from grmp_score.errors import ConfigError
 
-if TYPE_CHECKING:  # the scorer imports torch, which --help and wrong usage should not wait for
+if TYPE_CHECKING:  # the scorer imports NumPy and Pillow, which --help and wrong usage should not wait for
     from grmp_score.config import LabelScale, ModelConfig
     from grmp_score.score import Score
 
