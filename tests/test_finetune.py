@@ -7,10 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +40,7 @@ from grmp_score.weights import Weights
 
 from .conftest import random_weights
 from .fewshot_data import make_labels, make_scorer
+from .warm import Warm
 
 #: Exact, and quick: 12 images, 2 phases, 2 folds.
 FAST = FewShotConfig(
@@ -743,18 +741,16 @@ SCRIPT = """
 
 
 @pytest.mark.usefixtures("all_epochs")
-def test_kill_9_and_resume(scorer: Scorer, labels: Labels, tmp_path: Path) -> None:
+def test_kill_9_and_resume(scorer: Scorer, labels: Labels, tmp_path: Path, warm: Warm) -> None:
     """A process killed three times without warning ends with the same weights as a run left alone."""
     scorer.save_pretrained(tmp_path / "start")
     lines = [f"{p.name},{s!r}" for p, s in zip(labels.paths, labels.scores.tolist(), strict=True)]
     labels.source.write_text("\n".join(["image,mos", *lines]) + "\n")
     for stop in [*np.random.default_rng(0).integers(8, 22, size=3).tolist(), -1]:
-        command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path), str(stop)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
+        with warm.start(textwrap.dedent(SCRIPT), tmp_path, str(stop)) as process:
             for line in process.stdout:
                 if int(line) == stop:
-                    os.kill(process.pid, signal.SIGKILL)
+                    process.send_signal(signal.SIGKILL)
             assert process.wait() == (0 if stop < 0 else -signal.SIGKILL)
     killed = Scorer.from_pretrained(tmp_path / "work" / "out", device="cpu")
     start = Scorer.from_pretrained(tmp_path / "start", device="cpu")
