@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -38,7 +39,9 @@ def fetch_file(
     """One file of a Hub repository, from the local cache or the network, with a progress bar on stderr.
 
     The client checks a file's length only.  The Hub's entity tag is a checksum of the file; it is verified
-    here, and a file that fails is fetched again once.
+    here, and a file that fails is fetched again once.  For a file that is not in the cache the Hub is first asked
+    whether it is there: that takes `HF_HUB_ETAG_TIMEOUT` seconds at most (10, where this environment variable is
+    not set), while the client would go on for half a minute and more.  The download itself has all its patience.
 
     Raises:
         HubError: no such repository, revision or file; no permission; not cached while offline; interrupted;
@@ -66,6 +69,13 @@ def fetch_file(
             # class, so everything is caught here and told apart by what it means.
             _explain(error, f"{repo}/{filename}", revision, local_files_only)
 
+    if not (local_files_only or _is_offline()):
+        try:
+            cached = huggingface_hub.try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision)
+            if not isinstance(cached, str):
+                _reach(huggingface_hub.hf_hub_url(repo, filename, revision=revision), token)
+        except Exception as error:
+            _explain(error, f"{repo}/{filename}", revision, local_files_only)
     path = fetch(force=False)
     if _damaged(path) and not (local_files_only or _is_offline()):
         path = fetch(force=True)
@@ -76,6 +86,36 @@ def fetch_file(
             hint="Delete this file and try again",
         )
     return path
+
+
+def _reach(url: str, token: str | bool | None) -> None:
+    """Returns when the Hub answers, whatever it says; a network that fails at once has three seconds to recover.
+
+    Raises:
+        LocalEntryNotFoundError: no answer.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    began = time.monotonic()
+    for pause in (1, 2, None):
+        try:
+            huggingface_hub.get_hf_file_metadata(url, token=token)
+            return
+        except errors.HfHubHTTPError:
+            return  # what it says the client will be told again
+        except Exception as error:  # the client's network errors have changed between versions
+            if pause is None or time.monotonic() - began > 3:
+                raise errors.LocalEntryNotFoundError(f"no answer from {url}") from error
+            time.sleep(pause)
+
+
+def commit_of(path: Path) -> str | None:
+    """The commit that a file from the top of a repository was fetched at; None where its place does not say."""
+    # The cache is models--owner--name/snapshots/COMMIT/file.
+    folder = path.parent
+    known = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+    return folder.name if known else None
 
 
 def _damaged(path: Path) -> bool:
