@@ -360,6 +360,20 @@ def test_the_figures_are_what_scorers_give(scorer: Scorer, labels: Labels) -> No
     assert adapted.results["ridge"]["rmse"] > 0 and adapted.results["checked"] is None
 
 
+def test_the_history_of_an_adapted_model_stays(scorer: Scorer, labels: Labels, tmp_path: Path) -> None:
+    """Adapted again and again, the weights keep how every step was made, oldest first, on the disk too."""
+    quick = dataclasses.replace(PLAIN, epochs=1, text_first_epochs=0, train="prompts")
+    stages, current = [], scorer
+    for seed in range(3):
+        current = adapt(current, labels, dataclasses.replace(quick, seed=seed)).scorer
+        assert current.config.training.get("stage_2_earlier", []) == stages
+        stages.append(current.config.training["stage_2"])
+    assert [stage["seed"] for stage in stages] == [0, 1, 2]
+    assert [stage["start"] for stage in stages] == ["tiny", "tiny-adapted", "tiny-adapted-adapted"]
+    again = Scorer.from_pretrained(current.save_pretrained(tmp_path / "out"), device="cpu")
+    assert again.config.training == current.config.training and "stage_2" not in scorer.config.training
+
+
 @pytest.mark.usefixtures("all_epochs")
 def test_the_new_weights_say_how_they_came_about(scorer: Scorer, labels: Labels, tmp_path: Path) -> None:
     """Label scale of the training rows, provenance, results; saved and loaded they score the same."""
@@ -896,5 +910,8 @@ def test_visual_prompts_that_are_not_there_cannot_train(tiny_config: ModelConfig
     """The library says so before anything is read."""
     prompts = dataclasses.replace(tiny_config.prompts, n_visual=0)
     bare = Scorer(random_weights(dataclasses.replace(tiny_config, prompts=prompts)), device="cpu")
-    with pytest.raises(ConfigError, match="no visual prompts to train"):
-        adapt(bare, labels, FewShotConfig(train="blocks", train_visual_prompts=True))
+    for train in ("blocks", "prompts"):
+        config = FewShotConfig(train=train, train_visual_prompts=True, text_first_epochs=0)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="'tiny' has no visual prompts to train") as caught:
+            adapt(bare, labels, config)
+        assert "Turn it off" in str(caught.value.hint)
