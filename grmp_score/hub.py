@@ -12,6 +12,8 @@ from typing import NoReturn
 from grmp_score import __version__
 from grmp_score.errors import HubError, WeightsError
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
 
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file as 64 hexadecimal digits."""
@@ -72,6 +74,8 @@ def fetch_file(
     if not (local_files_only or _is_offline()):
         try:
             cached = huggingface_hub.try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision)
+            if cached is not None and not isinstance(cached, str) and _COMMIT.fullmatch(revision or ""):
+                raise huggingface_hub.errors.EntryNotFoundError("known not to be in this commit")
             if not isinstance(cached, str):
                 _reach(huggingface_hub.hf_hub_url(repo, filename, revision=revision), token)
         except Exception as error:
@@ -89,23 +93,25 @@ def fetch_file(
 
 
 def _reach(url: str, token: str | bool | None) -> None:
-    """Returns when the Hub answers, whatever it says; a network that fails at once has three seconds to recover.
+    """Returns when the Hub answers, whatever it says; one that fails at once is tried thrice in three seconds.
 
     Raises:
         LocalEntryNotFoundError: no answer.
     """
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
-    began = time.monotonic()
+    began, seconds = time.monotonic(), 0.0
     for pause in (1, 2, None):
         try:
-            huggingface_hub.get_hf_file_metadata(url, token=token)
+            timeout = max(1.0, constants.HF_HUB_ETAG_TIMEOUT - seconds)
+            huggingface_hub.get_hf_file_metadata(url, token=token, timeout=timeout)
             return
         except errors.HfHubHTTPError:
             return  # what it says the client will be told again
         except Exception as error:  # the client's network errors have changed between versions
-            if pause is None or time.monotonic() - began > 3:
+            seconds = time.monotonic() - began
+            if pause is None or seconds > 3:
                 raise errors.LocalEntryNotFoundError(f"no answer from {url}") from error
             time.sleep(pause)
 
@@ -114,7 +120,7 @@ def commit_of(path: Path) -> str | None:
     """The commit that a file from the top of a repository was fetched at; None where its place does not say."""
     # The cache is models--owner--name/snapshots/COMMIT/file.
     folder = path.parent
-    known = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+    known = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
     return folder.name if known else None
 
 

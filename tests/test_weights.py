@@ -376,6 +376,21 @@ def test_what_is_cached_costs_one_request(served: HubServer) -> None:
     assert served.requests == []
 
 
+def test_a_card_that_is_not_there_is_asked_for_once(
+    hub: HubServer, folder: Path, tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit does not change: later loads neither ask for its card again nor wait for it without a network."""
+    hub.add_repo(REPO, {name: data for name, data in files_of(folder).items() if name != CARD})
+    load(REPO)
+    assert hub.count("HEAD", CARD) > 0
+    hub.clear_requests()
+    assert same_tensors(load(REPO), tiny_weights) and hub.count("HEAD", CARD) == 0
+    hub.stop()
+    waits: list[float] = []
+    monkeypatch.setattr(weights.hub.time, "sleep", waits.append)
+    assert same_tensors(load(REPO), tiny_weights) and load(REPO).card == "" and waits == []
+
+
 def test_wrong_repository_revision_and_file(served: HubServer) -> None:
     """What does not exist is named: the repository, the revision or the file."""
     assert "no such repository" in refused("org/nothing").reason
