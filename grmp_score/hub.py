@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from grmp_score import __version__
 from grmp_score.errors import HubError, WeightsError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def sha256_of(path: str | Path) -> str:
@@ -38,7 +41,9 @@ def fetch_file(
     """One file of a Hub repository, from the local cache or the network, with a progress bar on stderr.
 
     The client checks a file's length only.  The Hub's entity tag is a checksum of the file; it is verified
-    here, and a file that fails is fetched again once.
+    here, and a file that fails is fetched again once.  For a file that is not in the cache the Hub is first asked
+    whether it is there: that takes `HF_HUB_ETAG_TIMEOUT` seconds at most (10, where this environment variable is
+    not set), while the client would go on for half a minute and more.  The download itself has all its patience.
 
     Raises:
         HubError: no such repository, revision or file; no permission; not cached while offline; interrupted;
@@ -66,6 +71,15 @@ def fetch_file(
             # class, so everything is caught here and told apart by what it means.
             _explain(error, f"{repo}/{filename}", revision, local_files_only)
 
+    if not (local_files_only or _is_offline()):
+        try:
+            cached = huggingface_hub.try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision)
+            if cached is not None and not isinstance(cached, str) and _COMMIT.fullmatch(revision or ""):
+                raise huggingface_hub.errors.EntryNotFoundError("known not to be in this commit")
+            if not isinstance(cached, str):
+                _reach(huggingface_hub.hf_hub_url(repo, filename, revision=revision), token)
+        except Exception as error:
+            _explain(error, f"{repo}/{filename}", revision, local_files_only)
     path = fetch(force=False)
     if _damaged(path) and not (local_files_only or _is_offline()):
         path = fetch(force=True)
@@ -76,6 +90,38 @@ def fetch_file(
             hint="Delete this file and try again",
         )
     return path
+
+
+def _reach(url: str, token: str | bool | None) -> None:
+    """Returns when the Hub answers, whatever it says; one that fails at once is tried thrice in three seconds.
+
+    Raises:
+        LocalEntryNotFoundError: no answer.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    began, seconds = time.monotonic(), 0.0
+    for pause in (1, 2, None):
+        try:
+            timeout = max(1.0, constants.HF_HUB_ETAG_TIMEOUT - seconds)
+            huggingface_hub.get_hf_file_metadata(url, token=token, timeout=timeout)
+            return
+        except errors.HfHubHTTPError:
+            return  # what it says the client will be told again
+        except Exception as error:  # the client's network errors have changed between versions
+            seconds = time.monotonic() - began
+            if pause is None or seconds > 3:
+                raise errors.LocalEntryNotFoundError(f"no answer from {url}") from error
+            time.sleep(pause)
+
+
+def commit_of(path: Path) -> str | None:
+    """The commit that a file from the top of a repository was fetched at; None where its place does not say."""
+    # The cache is models--owner--name/snapshots/COMMIT/file.
+    folder = path.parent
+    known = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
+    return folder.name if known else None
 
 
 def _damaged(path: Path) -> bool:

@@ -181,7 +181,8 @@ def load(
     Args:
         source: a folder, the name of a bundled model, a Hub repository id, or None for the bundled default.
             An existing folder wins over a bundled name, which wins over a repository.
-        revision: branch, tag or commit of the repository.
+        revision: branch, tag or commit of the repository.  All files are of the commit that it stands for when
+            the first is asked for, whatever is pushed meanwhile.
         token: Hub token, or True for the stored one.
         cache_dir: cache folder instead of the Hub client's own.
         local_files_only: never use the network.
@@ -210,6 +211,8 @@ def load(
     else:
         files = {}
 
+    commit = revision
+
     def file(filename: str) -> Path:
         if files:
             if not files[filename].is_file():
@@ -218,13 +221,15 @@ def load(
         return hub.fetch_file(
             name,
             filename,
-            revision=revision,
+            revision=commit,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
 
     config_file = file(CONFIG)
+    if not files:
+        commit = hub.commit_of(config_file) or revision  # the other files are those of the same commit
     config = ModelConfig.from_json(_read_text(config_file), path=str(config_file))
     adapter = TensorFile(file(ADAPTER))
     base = config.backbone

@@ -23,7 +23,8 @@ from grmp_score.weights import Weights
 from .conftest import TINY_CLIP, make_photo, randomise
 
 ROOT = str(Path(main_module.__file__).parents[2])
-COMMAND = [sys.executable, "-c", "from grmp_score.cli.main import main; main()"]
+MAIN = "from grmp_score.cli.main import main; main()"
+COMMAND = [sys.executable, "-c", MAIN]
 
 
 @pytest.fixture(scope="session", name="model")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from grmp_score.model import QualityCLIP
 from grmp_score.weights import Weights, adapter_of
 
 from .hub_server import hub  # noqa: F401 (a fixture)
+from .warm import Warm
 
 TINY_CLIP = {
     "embed_dim": 16,
@@ -28,6 +29,13 @@ Photo = Callable[..., Image.Image]
 def one_thread() -> None:
     """Tiny models are fastest on one thread, and two test runs side by side do not slow each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Starts processes that need not import torch and open_clip first."""
+    with Warm() as started:
+        yield started
 
 
 @pytest.fixture

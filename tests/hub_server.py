@@ -339,6 +339,8 @@ class HubServer:
         from huggingface_hub import constants, file_download, hf_api
         from huggingface_hub.utils import _http
 
+        from grmp_score import hub as our_side
+
         for name in list(os.environ):
             if name.startswith(("HF_", "HUGGING")) or name.lower().endswith("_proxy"):
                 monkeypatch.delenv(name)
@@ -360,7 +362,7 @@ class HubServer:
             monkeypatch.setattr(constants, name, value)
         # `huggingface_hub.upload_folder` and its like are methods of one object made at import.
         monkeypatch.setattr(hf_api.api, "endpoint", self.endpoint)
-        for module in (_http, file_download):
+        for module in (_http, file_download, our_side):
             no_wait = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
             monkeypatch.setattr(module, "time", no_wait)
 

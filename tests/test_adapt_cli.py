@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,6 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from grmp_score.cli import adapt as adapt_module
-from grmp_score.cli import main as main_module
 from grmp_score.cli import progress
 from grmp_score.cli.main import cli
 from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
@@ -29,8 +27,10 @@ from grmp_score.trainer.fewshot import FewShotConfig, HistoryRow, Progress
 from grmp_score.trainer.finetune import adapt
 from grmp_score.trainer.labels import read_labels
 
+from .cli_tools import ROOT
 from .conftest import TINY_CLIP, Photo, make_photo, random_weights
 from .hub_server import HubServer
+from .warm import Warm
 
 N = 30
 FILES = ["README.md", "adapter.safetensors", "backbone.safetensors", "config.json", "results.json", "training.csv"]
@@ -491,7 +491,7 @@ def test_a_full_disk_leaves_no_half_result(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_as_a_real_process(here: Path, number: signal.Signals) -> None:
+def test_as_a_real_process(here: Path, number: signal.Signals, warm: Warm) -> None:
     """A signal in the middle leaves the work, and no result; --resume gives the same weights."""
     args = ["--labels", "mine.csv", "-m", "tiny", *FAST, "--epochs", "40"]
     code = (
@@ -500,25 +500,17 @@ def test_as_a_real_process(here: Path, number: signal.Signals) -> None:
         "from grmp_score.cli import progress; progress.LINE_SECONDS = 0\n"
         "from grmp_score.cli.main import main; main()"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "adapt", *args, "-o", "out"],
-        env={**os.environ, "PYTHONPATH": str(Path(main_module.__file__).parents[2]), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
-    seen = ""
-    for line in process.stderr:
-        seen += line
-        step = re.match(r"Validating: (\d+)/(\d+)", line)
-        if step and int(step[1]) > 0.6 * int(step[2]):  # in the second of two folds
-            process.send_signal(number)
-            break
-    output, errors = process.communicate(timeout=300)
-    assert output == "" and "Traceback" not in seen + errors
-    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    with warm.start(code, "adapt", *args, "-o", "out", env={"PYTHONPATH": ROOT}) as process:
+        seen = ""
+        for line in process.stderr:
+            seen += line.decode()
+            step = re.match(rb"Validating: (\d+)/(\d+)", line)
+            if step and int(step[1]) > 0.6 * int(step[2]):  # in the second of two folds
+                process.send_signal(number)
+                break
+        errors = process.stderr.read().decode()
+        assert process.stdout.read() == b"" and "Traceback" not in seen + errors
+        assert process.wait(timeout=300) == (130 if number == signal.SIGINT else -signal.SIGKILL)
     if number == signal.SIGINT:
         assert shlex.split(errors.splitlines()[-1])[-1] == "--resume"
     assert left_behind() == [".out.partial"]

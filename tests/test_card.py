@@ -73,6 +73,10 @@ def results(before: float = 0.3, ridge: float = 0.5, after: float = 0.6, **chang
     }
 
 
+#: Adaptations that went before: labels, images, start model.
+STEPS = (("ann", 30, "mini"), ("bob", 40, "ann"))
+
+
 @pytest.fixture
 def make(tiny_weights: Weights) -> Callable[..., str]:
     """`make(results=..., stage=..., start=..., repo=...)` makes a card."""
@@ -84,6 +88,7 @@ def make(tiny_weights: Weights) -> Callable[..., str]:
         name: str = "my-camera",
         start: Weights = tiny_weights,
         repo: str | None = None,
+        earlier: list[dict[str, Any]] | None = None,
     ) -> str:
         made = {
             "method": "fine-tuning with QGR",
@@ -102,12 +107,24 @@ def make(tiny_weights: Weights) -> Callable[..., str]:
             start.config,
             name=name,
             label_scale=LabelScale(1.0, 5.0),
-            training={"stage_2": made},
+            training={"stage_2": made, **({"stage_2_earlier": earlier} if earlier else {})},
             results=found or results(),
         )
         return model_card(config, start, folder=name, repo=repo)
 
     return card
+
+
+def test_an_adaptation_of_an_adapted_model_says_so(make: Callable[..., str]) -> None:
+    """Every adaptation that led to the start model is named, oldest first; others say nothing of the kind."""
+    earlier = [{"labels": f"{who}.csv", "shots": n, "start": start} for who, n, start in STEPS]
+    card = make(stage={"start": "ann-bob"}, earlier=earlier)
+    check(card)
+    assert (
+        "An adaptation of `ann-bob`, which had been adapted itself: to `ann.csv` (30 images, from `mini`), "
+        "then to `bob.csv` (40 images, from `ann`)." in card
+    )
+    assert "adapted itself" not in make()
 
 
 def check(card: str) -> dict[str, Any]:

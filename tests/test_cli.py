@@ -30,9 +30,10 @@ from grmp_score.report.rows import FIELDS
 from grmp_score.scorer import Scorer
 from grmp_score.trainer import sources
 
-from .cli_tools import COMMAND, ROOT, assert_usage_error, process, run, run_jsonl
+from .cli_tools import MAIN, ROOT, assert_usage_error, process, run, run_jsonl
 from .conftest import make_photo
 from .hub_server import HubServer
+from .warm import Warm
 
 needs_bundled = pytest.mark.skipif(
     not (weights.BUNDLED / weights.DEFAULT_MODEL / weights.CONFIG).is_file(),
@@ -554,12 +555,10 @@ def test_scoring_as_a_real_process(model: str, odd_files: list[str], photos: Pat
     assert np.isfinite([float(r["score"]) for r in rows[:-1]]).all()
 
 
-def test_a_reader_that_leaves_is_no_error(model: str, photos: Path) -> None:
+def test_a_reader_that_leaves_is_no_error(model: str, photos: Path, warm: Warm) -> None:
     """`grmp-score ... | head -1` ends quietly."""
-    env = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
-    command = [*COMMAND, "-m", model, "--format", "jsonl", *[str(photos)] * 40]
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-        assert running.stdout is not None and running.stderr is not None
+    args = ["-m", model, "--format", "jsonl", *[photos] * 40]
+    with warm.start(MAIN, *args, env={"PYTHONPATH": ROOT}) as running:
         first = json.loads(running.stdout.readline())
         running.stdout.close()
         errors = running.stderr.read()

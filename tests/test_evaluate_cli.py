@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from grmp_score.cli import main as main_module
 from grmp_score.cli.main import cli
 from grmp_score.config import Backbone, ModelConfig, Preprocess
 from grmp_score.metrics import srcc
 from grmp_score.scorer import Scorer
 from grmp_score.trainer.labels import read_labels
 
+from .cli_tools import MAIN, ROOT
 from .conftest import TINY_CLIP, make_photo, random_weights
 from .hub_server import HubServer
+from .warm import Warm
 
 N = 12
 
@@ -210,15 +208,8 @@ def test_mistakes_are_one_line(
     assert_refused(run(*[model if a == "MODEL" else a for a in args]), pattern)
 
 
-def test_as_a_real_process(model: str, labels: Path) -> None:
+def test_as_a_real_process(model: str, labels: Path, warm: Warm) -> None:
     """Valid JSON on stdout, nothing else anywhere."""
-    code = "from grmp_score.cli.main import main; main()"
-    root = str(Path(main_module.__file__).parents[2])
-    result = subprocess.run(
-        [sys.executable, "-c", code, "evaluate", "--labels", str(labels), "-m", model, "-f", "json"],
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        timeout=300,
-    )
+    result = warm.run(MAIN, "evaluate", "--labels", labels, "-m", model, "-f", "json", env={"PYTHONPATH": ROOT})
     assert (result.returncode, result.stderr) == (0, b"")
     assert json.loads(result.stdout)["overall"]["n"] == N

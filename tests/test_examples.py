@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from grmp_score.weights import Weights
 
 from .conftest import TINY_CLIP, make_photo, randomise
 from .hub_server import HubServer
+from .warm import Warm
 
 ROOT = Path(__file__).parents[1]
 
@@ -115,7 +115,9 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(things: Path, tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def here(
+    things: Path, tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, warm: Warm
+) -> dict[str, str]:
     """The working folder with copies of the things, and the environment in which `grmp-score` is a program."""
     work = tmp_path / "work"
     shutil.copytree(things, work)
@@ -132,11 +134,9 @@ def here(things: Path, tmp_path: Path, hub: HubServer, monkeypatch: pytest.Monke
     monkeypatch.setattr(sources, "references_items", few)
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "grmp-score"
-    program.write_text(
-        f"#!{sys.executable}\nfrom pathlib import Path\nfrom grmp_score import weights\n"
-        f"weights.BUNDLED = Path({str(work / 'bundled')!r})\nfrom grmp_score.cli.main import main\nmain()\n"
-    )
-    program.chmod(0o755)
+    code = "from pathlib import Path\nfrom grmp_score import weights\n"
+    code += f"weights.BUNDLED = Path({str(work / 'bundled')!r})\nfrom grmp_score.cli.main import main\nmain()\n"
+    warm.program(program, code)
     path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, **hub.environment(tmp_path / "hf"), "PATH": path, "PYTHONPATH": str(ROOT)}
 

@@ -7,10 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +40,7 @@ from grmp_score.weights import Weights
 
 from .conftest import random_weights
 from .fewshot_data import make_labels, make_scorer
+from .warm import Warm
 
 #: Exact, and quick: 12 images, 2 phases, 2 folds.
 FAST = FewShotConfig(
@@ -360,6 +358,20 @@ def test_the_figures_are_what_scorers_give(scorer: Scorer, labels: Labels) -> No
     np.testing.assert_allclose(predictions.ridge, ridge(features(test)), atol=1e-4)
     assert json.loads(json.dumps(adapted.results, allow_nan=False)) == adapted.results
     assert adapted.results["ridge"]["rmse"] > 0 and adapted.results["checked"] is None
+
+
+def test_the_history_of_an_adapted_model_stays(scorer: Scorer, labels: Labels, tmp_path: Path) -> None:
+    """Adapted again and again, the weights keep how every step was made, oldest first, on the disk too."""
+    quick = dataclasses.replace(PLAIN, epochs=1, text_first_epochs=0, train="prompts")
+    stages, current = [], scorer
+    for seed in range(3):
+        current = adapt(current, labels, dataclasses.replace(quick, seed=seed)).scorer
+        assert current.config.training.get("stage_2_earlier", []) == stages
+        stages.append(current.config.training["stage_2"])
+    assert [stage["seed"] for stage in stages] == [0, 1, 2]
+    assert [stage["start"] for stage in stages] == ["tiny", "tiny-adapted", "tiny-adapted-adapted"]
+    again = Scorer.from_pretrained(current.save_pretrained(tmp_path / "out"), device="cpu")
+    assert again.config.training == current.config.training and "stage_2" not in scorer.config.training
 
 
 @pytest.mark.usefixtures("all_epochs")
@@ -743,18 +755,16 @@ SCRIPT = """
 
 
 @pytest.mark.usefixtures("all_epochs")
-def test_kill_9_and_resume(scorer: Scorer, labels: Labels, tmp_path: Path) -> None:
+def test_kill_9_and_resume(scorer: Scorer, labels: Labels, tmp_path: Path, warm: Warm) -> None:
     """A process killed three times without warning ends with the same weights as a run left alone."""
     scorer.save_pretrained(tmp_path / "start")
     lines = [f"{p.name},{s!r}" for p, s in zip(labels.paths, labels.scores.tolist(), strict=True)]
     labels.source.write_text("\n".join(["image,mos", *lines]) + "\n")
     for stop in [*np.random.default_rng(0).integers(8, 22, size=3).tolist(), -1]:
-        command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path), str(stop)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
+        with warm.start(textwrap.dedent(SCRIPT), tmp_path, str(stop)) as process:
             for line in process.stdout:
                 if int(line) == stop:
-                    os.kill(process.pid, signal.SIGKILL)
+                    process.send_signal(signal.SIGKILL)
             assert process.wait() == (0 if stop < 0 else -signal.SIGKILL)
     killed = Scorer.from_pretrained(tmp_path / "work" / "out", device="cpu")
     start = Scorer.from_pretrained(tmp_path / "start", device="cpu")
@@ -900,5 +910,8 @@ def test_visual_prompts_that_are_not_there_cannot_train(tiny_config: ModelConfig
     """The library says so before anything is read."""
     prompts = dataclasses.replace(tiny_config.prompts, n_visual=0)
     bare = Scorer(random_weights(dataclasses.replace(tiny_config, prompts=prompts)), device="cpu")
-    with pytest.raises(ConfigError, match="no visual prompts to train"):
-        adapt(bare, labels, FewShotConfig(train="blocks", train_visual_prompts=True))
+    for train in ("blocks", "prompts"):
+        config = FewShotConfig(train=train, train_visual_prompts=True, text_first_epochs=0)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="'tiny' has no visual prompts to train") as caught:
+            adapt(bare, labels, config)
+        assert "Turn it off" in str(caught.value.hint)

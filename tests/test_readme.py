@@ -13,6 +13,8 @@ import pytest
 
 from grmp_score.cli.main import cli
 
+from .warm import Warm
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -43,12 +45,12 @@ def test_table_of_example_photos_is_current() -> None:
     assert printed == pytest.approx(values(shown[1]), abs=0.003)
 
 
-def test_python_example_runs(tmp_path: Path) -> None:
+def test_python_example_runs(warm: Warm) -> None:
     """The README's scoring example runs as it is."""
     example = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
-    result = run("-c", example)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
+    result = warm.run(example, cwd=ROOT)
+    assert result.returncode == 0, result.stderr.decode()
+    lines = result.stdout.decode().splitlines()
     assert len(lines) == 3 and 0 < float(lines[0].split()[0]) < 1
     assert lines[2].startswith("missing.jpg None")
 

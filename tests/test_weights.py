@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import _http
 from safetensors.torch import load_file, save
 
 from grmp_score import weights
@@ -331,6 +333,64 @@ def test_revisions(served: HubServer, folder: Path, tiny_config: ModelConfig, tm
     assert same_tensors(load(REPO, revision=first), old)
 
 
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_a_push_between_two_files_changes_nothing(
+    served: HubServer,
+    tiny_weights: Weights,
+    tiny_config: ModelConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    revision: str | None,
+) -> None:
+    """All files are of the commit that the first is of; the next load takes the new ones, and offline too."""
+    newer = random_weights(dataclasses.replace(tiny_config, name="newer"), seed=9)
+    files, fetch = files_of(newer.save(tmp_path / "new")), weights.hub.fetch_file
+
+    def pushed_after_the_first(repo: str, filename: str, **options: Any) -> Path:
+        path = fetch(repo, filename, **options)
+        if filename == CONFIG:
+            served.commit(REPO, {**files, "README.md": b"of the newer"})
+        return path
+
+    with monkeypatch.context() as patched:
+        patched.setattr(weights.hub, "fetch_file", pushed_after_the_first)
+        old = load(REPO, revision=revision)
+    assert same_tensors(old, tiny_weights) and old.config.name == "tiny" and old.card == tiny_weights.card
+    assert served.files(REPO)["README.md"] == b"of the newer"
+    online = load(REPO, revision=revision)
+    assert same_tensors(online, newer) and (online.config.name, online.card) == ("newer", "of the newer")
+    served.clear_requests()
+    assert same_tensors(load(REPO, revision=revision, local_files_only=True), newer) and served.requests == []
+    served.stop()
+    assert same_tensors(load(REPO, revision=revision), newer)
+
+
+def test_what_is_cached_costs_one_request(served: HubServer) -> None:
+    """Where the branch points to is asked once, for the first file; of a commit nothing is asked."""
+    load(REPO)
+    served.clear_requests()
+    load(REPO)
+    assert [(r.method, r.path.rsplit("/", 1)[1]) for r in served.requests] == [("HEAD", CONFIG)]
+    served.clear_requests()
+    load(REPO, revision=served.head(REPO))
+    assert served.requests == []
+
+
+def test_a_card_that_is_not_there_is_asked_for_once(
+    hub: HubServer, folder: Path, tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit does not change: later loads neither ask for its card again nor wait for it without a network."""
+    hub.add_repo(REPO, {name: data for name, data in files_of(folder).items() if name != CARD})
+    load(REPO)
+    assert hub.count("HEAD", CARD) > 0
+    hub.clear_requests()
+    assert same_tensors(load(REPO), tiny_weights) and hub.count("HEAD", CARD) == 0
+    hub.stop()
+    waits: list[float] = []
+    monkeypatch.setattr(weights.hub.time, "sleep", waits.append)
+    assert same_tensors(load(REPO), tiny_weights) and load(REPO).card == "" and waits == []
+
+
 def test_wrong_repository_revision_and_file(served: HubServer) -> None:
     """What does not exist is named: the repository, the revision or the file."""
     assert "no such repository" in refused("org/nothing").reason
@@ -437,6 +497,43 @@ def test_without_a_network(served: HubServer, tiny_weights: Weights) -> None:
     assert same_tensors(load(REPO), tiny_weights)
     error = refused("org/never-fetched")
     assert "cannot be reached" in error.reason and "network" in str(error.hint)
+
+
+def test_without_a_network_nobody_waits_long(served: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of waits between attempts there are three seconds; a network that comes back within them is enough."""
+    waits: list[float] = []
+    for module in (weights.hub, file_download, _http):
+        monkeypatch.setattr(module.time, "sleep", waits.append)  # of the fixture's copies of `time`
+    look, failures = huggingface_hub.get_hf_file_metadata, [OSError("no route"), OSError("no route")]
+
+    def flaky(*args: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return look(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(huggingface_hub, "get_hf_file_metadata", flaky)
+        load(REPO)
+    assert waits == [1, 2]
+    served.stop()
+    waits.clear()
+    assert "cannot be reached" in refused("org/never-fetched").reason and waits == [1, 2]
+
+
+def test_a_silent_network_is_asked_once(served: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a connection takes as long as the client allows, there is no second attempt."""
+    clock = iter([0.0, 10.0])
+    waits: list[float] = []
+    monkeypatch.setattr(weights.hub.time, "sleep", waits.append)
+    monkeypatch.setattr(weights.hub.time, "monotonic", lambda: next(clock))
+    served.stop()
+    assert "cannot be reached" in refused().reason and waits == []
+
+
+def test_an_answer_of_the_hub_is_enough(served: HubServer, tiny_weights: Weights) -> None:
+    """A Hub that is busy can be reached: the client's own patience begins."""
+    served.fail(503, times=3, methods=["HEAD"])
+    assert same_tensors(load(REPO), tiny_weights)
 
 
 def test_backbone_from_another_repository(

@@ -72,8 +72,8 @@ def model_card(config: ModelConfig, start: Weights, *, folder: str, repo: str | 
 
     Args:
         config: of the adapted model: ``training["stage_2"]`` says how it was made, besides what `adapt` writes with
-            ``start_adapter_sha256`` and ``test`` (name of the test file or None); ``results`` are those of
-            `adaptation.complete`.
+            ``start_adapter_sha256`` and ``test`` (name of the test file or None), and ``stage_2_earlier`` what
+            went before; ``results`` are those of `adaptation.complete`.
         start: the weights it was adapted from.
         folder: name of the folder that is written.
         repo: the Hub repository that those came from, if they did.
@@ -123,8 +123,18 @@ def _what(config: ModelConfig, stage: dict[str, Any]) -> str:
     return (
         f"Scores images as the person (or people) behind {_code(stage['labels'])} would: p(high quality), from 0, "
         f"which stands for {worst:g} on the scale of the labels, to 1, which stands for {best:g}. "
-        f"An adaptation of {_code(stage['start'])}. {_CITATION}"
+        f"An adaptation of {_code(stage['start'])}{_before(config)}. {_CITATION}"
     )
+
+
+def _before(config: ModelConfig) -> str:
+    """What the start model had been adapted to itself, oldest first."""
+    steps = [
+        f"to {_code(str(earlier.get('labels')))} ({earlier.get('shots')} images, from "
+        f"{_code(str(earlier.get('start')))})"
+        for earlier in config.training.get("stage_2_earlier", ())
+    ]
+    return f", which had been adapted itself: {', then '.join(steps)}" if steps else ""
 
 
 def _made(config: ModelConfig, stage: dict[str, Any], start: Weights, repo: str | None) -> str:

@@ -41,7 +41,9 @@ class Adapted:
     """What `adapt` made.
 
     Attributes:
-        scorer: the new scorer; its config holds label scale, provenance (``training["stage_2"]``) and ``results``.
+        scorer: the new scorer; its config holds label scale, provenance (``training["stage_2"]``, and in
+            ``training["stage_2_earlier"]``, oldest first, that of adaptations the start model is itself the result
+            of) and ``results``.
         results: JSON-ready, the same as ``scorer.config.results``.  ``before``, ``ridge`` and ``after`` are
             `protocol.Agreement.as_dict` of the un-adapted scorer, of the ridge regression on its image features
             and of the new scorer, all on the rows that ``measured_on`` names: ``"test"``, or
@@ -178,7 +180,7 @@ class _Run:
             name=f"{old.name}-adapted",
             label_scale=everything.scale,
             reference_percentiles={},  # those of the un-adapted model
-            training={**old.training, "stage_2": self._provenance(teacher)},
+            training=_with_stage_2(old.training, self._provenance(teacher)),
             results=results,
         )
         return Adapted(
@@ -339,6 +341,14 @@ class _Run:
         else:
             done = self._steps_finished + training.steps_done
             self.report(Progress("cross-validation", done, self._cv_steps, row))
+
+
+def _with_stage_2(training: Mapping[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
+    """Provenance with one adaptation more; those that led to the start model stay, oldest first."""
+    earlier = list(training.get("stage_2_earlier", ()))
+    if "stage_2" in training:
+        earlier.append(training["stage_2"])
+    return {**training, **({"stage_2_earlier": earlier} if earlier else {}), "stage_2": stage}
 
 
 def _method(config: FewShotConfig) -> str:

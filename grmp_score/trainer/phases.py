@@ -29,7 +29,10 @@ def trained_names(model: QualityCLIP, config: FewShotConfig) -> list[str]:
     names = ["text_prompt.ctx"]
     if config.train_visual_prompts:
         if model.visual_prompts is None:
-            raise ConfigError(f"{model.config.name} has no visual prompts to train")
+            raise ConfigError(
+                f"train_visual_prompts is on, but {model.config.name!r} has no visual prompts to train",
+                hint="Turn it off, or start from a model with n_visual above 0 in its prompts",
+            )
         names.append(VISUAL_PROMPTS)
     if config.train == "blocks":
         names += [f"clip.{n}" for n in backbone.adapted_names(model.clip, model.config.adapted_blocks)]
