@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from grmp_score.errors import ConfigError
 from grmp_score.model import QualityCLIP, p_high
+
+T = TypeVar("T")
 
 
 def pick_device(name: str) -> torch.device:
@@ -31,9 +38,17 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def usual_batch_size(device: torch.device) -> int:
+    """Images to compute together: enough to keep the device busy, and not more than memory is likely to hold."""
+    return min(8, max(1, torch.get_num_threads() // 2)) if device.type == "cpu" else 16
+
+
 @torch.inference_mode()
 def p_high_of(model: QualityCLIP, images: Sequence[Tensor], device: torch.device) -> list[tuple[float, ...]]:
     """p(high) of the patches of images.
+
+    On a CPU every patch is a pass of its own on one core, so that its value depends neither on its neighbours nor
+    on the number of cores; the patches share the cores.  Elsewhere all go through together, to fill the device.
 
     Args:
         model: on ``device``.
@@ -45,11 +60,51 @@ def p_high_of(model: QualityCLIP, images: Sequence[Tensor], device: torch.device
     """
     if not images:
         return []
-    # One image after another on a CPU: the patches of one fill it, and the result of an image cannot
-    # depend on its neighbours.  Elsewhere several images share a pass to fill the device.
+    joined = torch.cat(list(images))
     if device.type == "cpu":
-        outputs = [model(patches) for patches in images]
+        logits = torch.cat(on_all_cores(model, torch.split(joined, 1)))
     else:
-        joined = model(torch.cat(list(images)).to(device))
-        outputs = list(joined.split([len(patches) for patches in images]))
-    return [tuple(p_high(logits.cpu().double()).tolist()) for logits in outputs]
+        logits = model(joined.to(device)).cpu()
+    values: list[float] = p_high(logits.double()).tolist()
+    left = iter(values)
+    return [tuple(islice(left, len(patches))) for patches in images]
+
+
+def on_all_cores(function: Callable[[Tensor], T], items: Sequence[Tensor]) -> list[T]:
+    """The function of every item, without gradients, each computed by torch on one core.
+
+    Small passes side by side keep the cores busier than one after another on all of them.  As many run at a time as
+    torch would use threads (``torch.get_num_threads()``).
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or len(items) == 1:
+        with one_core(threads):
+            return [_without_gradients(function, item) for item in items]
+    with one_core(threads), ThreadPoolExecutor(min(threads, len(items)), initializer=_take_one_core) as pool:
+        return list(pool.map(partial(_without_gradients, function), items))
+
+
+@contextmanager
+def one_core(threads: int) -> Iterator[None]:
+    """Lets torch use one core in this thread, and ``threads`` again at the end.
+
+    The number is kept per thread, but each setting is also what threads get that start later; so whatever the
+    threads in between set, it is put back.
+    """
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _take_one_core() -> None:
+    torch.set_num_threads(1)
+
+
+def _without_gradients(function: Callable[[Tensor], T], item: Tensor) -> T:
+    with torch.inference_mode():  # a thread's own setting
+        return function(item)

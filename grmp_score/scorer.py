@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from grmp_score.model import QualityCLIP
 
 #: Part of every cache key: to be raised whenever the same weights and the same image give another score.
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 
 #: Held while a model is made: threads that need the same one wait for it, and a `Scorer` can be copied and pickled.
 _BUILDING = threading.RLock()
@@ -73,8 +73,8 @@ class Scorer:
             source: weights; None for the bundled model, which needs no network.
             device: ``"auto"`` (CUDA, then MPS, then CPU, chosen when the model is made) or a torch device.
             patches: patches per image instead of the weights' own number.
-            batch_size: images that go through the model together; None chooses 1 on a CPU, 16 elsewhere.
-                The scores do not depend on it.
+            batch_size: images that are computed together; None chooses half as many as torch may use threads on a
+                CPU (1 to 8: their patches share the cores), 16 elsewhere.  The scores do not depend on it.
             workers: threads that read and cut images; None chooses by the number of cores, at most 4.
             background: what lies under transparent parts, as in `read_image`.
             max_pixels: limit of width x height against decompression bombs, as in `read_image`; None for none.
@@ -165,7 +165,9 @@ class Scorer:
     @cached_property
     def batch_size(self) -> int:
         """Images that go through the model together."""
-        return self._batch_size or (1 if self.device.type == "cpu" else 16)
+        from grmp_score.inference import usual_batch_size
+
+        return self._batch_size or usual_batch_size(self.device)
 
     @cached_property
     def model(self) -> QualityCLIP:

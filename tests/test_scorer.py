@@ -22,6 +22,7 @@ from PIL import Image
 import grmp_score
 from grmp_score.config import ModelConfig
 from grmp_score.errors import ConfigError, ImageReadError
+from grmp_score.inference import on_all_cores
 from grmp_score.model import p_high
 from grmp_score.patches import make_patches
 from grmp_score.scorer import Score, Scorer
@@ -46,7 +47,8 @@ def test_score_is_the_models_mean(scorer: Scorer, photo: Photo) -> None:
     """The value is the mean of p(high) over the patches that the preprocessing cuts."""
     image = photo()
     with torch.inference_mode():
-        by_hand = p_high(scorer.model(make_patches(image, scorer.preprocess)).double())
+        patches = make_patches(image, scorer.preprocess).split(1)
+        by_hand = p_high(torch.cat([scorer.model(patch) for patch in patches]).double())
     score = scorer.score(image)
     assert score.patch_values == tuple(by_hand.tolist())
     assert score.value == pytest.approx(by_hand.mean().item(), abs=1e-12)
@@ -72,6 +74,35 @@ def test_an_image_scores_the_same_in_any_company(
     assert list(other.score_many(images)) == alone
     order = torch.randperm(32, generator=torch.Generator().manual_seed(batch_size)).tolist()
     assert list(other.score_many(images[i] for i in order)) == [alone[i] for i in order]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_number_of_cores_changes_nothing(scorer: Scorer, images: list[Image.Image], threads: int) -> None:
+    """Scores are exactly the same whatever number of threads torch may use, and that number is left as it was."""
+    before = torch.get_num_threads()
+    expected = list(scorer.score_many(images))
+    try:
+        torch.set_num_threads(threads)
+        assert list(scorer.score_many(images)) == expected
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_failing_pass_leaves_the_number_of_threads() -> None:
+    """When the model raises, torch still has its threads back."""
+
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no model")
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(RuntimeError, match="no model"):
+            on_all_cores(fail, torch.zeros(4, 1).split(1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_joined_pass_agrees(scorer: Scorer, images: list[Image.Image]) -> None:

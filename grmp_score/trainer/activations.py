@@ -25,6 +25,7 @@ from torch import Tensor
 from grmp_score.config import Preprocess
 from grmp_score.errors import DataError, GrmpScoreError, ImageReadError
 from grmp_score.images import read_image
+from grmp_score.inference import on_all_cores
 from grmp_score.model import QualityCLIP
 from grmp_score.patches import make_patches
 from grmp_score.trainer.labels import Labels
@@ -176,6 +177,19 @@ def compute_activations(
     features = torch.empty(*shape, model.text_features.shape[1])
     pooled = torch.empty(*shape, model.clip.visual.proj.shape[0], dtype=dtype) if keep_pooled else None
     scenes = None if teacher is None else torch.empty(*shape, len(teacher.scene_features))
+
+    def run(patches: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What enters the trained blocks, what leaves them pooled, features, and the teacher's scenes (or none)."""
+        patches = patches.to(device)
+        with computing(device, precision):
+            entering = model.image_trunk(patches)
+            before = model.image_pooled(entering)
+            own = model.image_projection(before).float()
+            if teacher is None:
+                return entering, before, own, own[:, :0]
+            semantic = own if same_images else teacher.encode_image(patches).float()
+            return entering, before, own, teacher.scene_logits(semantic).softmax(dim=-1)
+
     for i, patches in enumerate(read_ahead(labels.paths, preprocess, workers)):
         if isinstance(patches, ImageReadError):
             raise DataError(
@@ -185,14 +199,13 @@ def compute_activations(
             ) from patches
         if flips:
             patches = torch.cat([patches, patches.flip(-1)])
-        patches = patches.to(device)
-        with computing(device, precision):
-            entering = model.image_trunk(patches)
-            before = model.image_pooled(entering)
-            own = model.image_projection(before).float()
-            if teacher is not None and scenes is not None:
-                semantic = own if same_images else teacher.encode_image(patches).float()
-                scenes[i] = teacher.scene_logits(semantic).softmax(dim=-1).cpu()
+        # As for scores: on a CPU each patch on a core of its own.
+        parts = patches.split(1) if device.type == "cpu" else (patches,)
+        entering, before, own, semantic = (
+            torch.cat(column) for column in zip(*on_all_cores(run, parts), strict=True)
+        )
+        if scenes is not None:
+            scenes[i] = semantic.cpu()
         features[i] = own.cpu()
         if pooled is not None:
             pooled[i] = before.to("cpu", dtype)
