@@ -200,10 +200,9 @@ def compute_activations(
         if flips:
             patches = torch.cat([patches, patches.flip(-1)])
         # As for scores: on a CPU each patch on a core of its own.
-        parts = patches.split(1) if device.type == "cpu" else (patches,)
-        entering, before, own, semantic = (
-            torch.cat(column) for column in zip(*on_all_cores(run, parts), strict=True)
-        )
+        parts = torch.split(patches, 1 if device.type == "cpu" else len(patches))
+        made = on_all_cores(run, parts)
+        entering, before, own, semantic = (torch.cat(column) for column in zip(*made, strict=True))
         if scenes is not None:
             scenes[i] = semantic.cpu()
         features[i] = own.cpu()
