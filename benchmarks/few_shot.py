@@ -5,7 +5,7 @@
 
 Every image is read once and its activations are kept (with `--train blocks` the tokens too: 2 MB per crop of the
 bundled model), so a draw takes seconds, or minutes with blocks.  Draws, training and measuring are those of
-`grmp-score adapt`; the figures are the medians, least and largest test SRCC over the draws, in float32.
+`grmp-score adapt`; the figures are median / mean (least .. largest) test SRCC over the draws, in float32.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
     }
     kept = activations_of(scorer, labels, options.keep, tokens=options.train == "blocks")
     print(json.dumps(settings))
-    print(f"{'shots':>5}  " + "  ".join(f"{name:^21}" for name in CONTENDERS) + "  after best in")
+    print(f"{'shots':>5}  " + "  ".join(f"{name:^29}" for name in CONTENDERS) + "  after best in")
     for shots in options.shots:
         found = []
         for seed in range(options.seeds):
@@ -66,7 +66,8 @@ def main() -> None:
         cells = []
         for name in CONTENDERS:
             values = [f[name] for f in found]
-            cells.append(f"{statistics.median(values):.3f} ({min(values):.3f} .. {max(values):.3f})")
+            middle = f"{statistics.median(values):.3f} / {statistics.mean(values):.3f}"
+            cells.append(f"{middle} ({min(values):.3f} .. {max(values):.3f})")
         best = sum(f["after"] > max(f["before"], f["ridge"]) for f in found)
         print(f"{shots:>5}  " + "  ".join(cells) + f"  {best} of {len(found)}", flush=True)
 
