@@ -17,6 +17,7 @@ from grmp_score.errors import ConfigError
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP
+    from open_clip.transformer import ResidualAttentionBlock
 
 READOUT = "readout_blocks"
 
@@ -145,10 +146,10 @@ def run_image_blocks(
     n = 0 if prompts is None else prompts.shape[1]
     for i in range(start, len(blocks) if stop is None else stop):
         if prompts is None or n == 0:
-            tokens = blocks[i](tokens)
+            tokens = _run_block(blocks[i], tokens)
         else:
             prompt = prompts[i].expand(tokens.shape[0], -1, -1)
-            out = blocks[i](torch.cat([tokens[:, :1], prompt, tokens[:, 1:]], dim=1))
+            out = _run_block(blocks[i], torch.cat([tokens[:, :1], prompt, tokens[:, 1:]], dim=1))
             tokens = torch.cat([out[:, :1], out[:, 1 + n :]], dim=1)
     return tokens
 
@@ -194,19 +195,29 @@ def _last_block_for_cls(clip: CLIP, tokens: Tensor, prompts: Tensor | None) -> T
     block = clip.visual.transformer.resblocks[-1]
     if prompts is not None and prompts.shape[1]:
         tokens = torch.cat([tokens[:, :1], prompts[-1].expand(tokens.shape[0], -1, -1), tokens[:, 1:]], dim=1)
-    normed = block.ln_1(tokens)
+    return _run_block(block, tokens, first=1)
+
+
+def _run_block(block: ResidualAttentionBlock, tokens: Tensor, first: int | None = None) -> Tensor:
+    """One block on tokens [B, T, W]; with ``first`` only the results of so many first tokens.
+
+    open_clip's own block in other words: its ``nn.MultiheadAttention`` computes the same slower on a CPU.
+    """
+    normed, attn = block.ln_1(tokens), block.attn
     batch, _, width = normed.shape
-    weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
-    query = nn.functional.linear(normed[:, :1].contiguous(), weight[:width], bias[:width])
-    key, value = nn.functional.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
+    weight, bias = attn.in_proj_weight, attn.in_proj_bias
+    if first is None:
+        query, key, value = nn.functional.linear(normed, weight, bias).chunk(3, dim=-1)
+    else:
+        query = nn.functional.linear(normed[:, :first].contiguous(), weight[:width], bias[:width])
+        key, value = nn.functional.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
 
     def by_head(x: Tensor) -> Tensor:
-        return x.reshape(batch, -1, block.attn.num_heads, block.attn.head_dim).transpose(1, 2)
+        return x.reshape(batch, -1, attn.num_heads, attn.head_dim).transpose(1, 2)
 
     attended = nn.functional.scaled_dot_product_attention(by_head(query), by_head(key), by_head(value))
-    attended = attended.transpose(1, 2).reshape(batch, 1, width)
-    cls = tokens[:, :1] + block.ls_1(block.attn.out_proj(attended))
-    result: Tensor = cls + block.ls_2(block.mlp(block.ln_2(cls)))
+    x = tokens[:, :first] + block.ls_1(attn.out_proj(attended.transpose(1, 2).reshape(batch, -1, width)))
+    result: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
     return result
 
 
