@@ -40,18 +40,20 @@ def files(tmp_path: Path) -> list[str]:
 
 
 def counted(scorer: Scorer, paths: list[str], cache: ScoreCache) -> tuple[list[Score], int]:
-    """The scores, and how many of them the model had to compute."""
-    computed = 0
+    """The scores, and how many of them the model had to compute: it takes one patch at a time."""
+    passes: list[None] = []
     forward = scorer.model.forward
 
     def counting(*args: object, **options: object) -> object:
-        nonlocal computed
-        computed += 1
+        passes.append(None)
         return forward(*args, **options)
 
     scorer.model.forward = counting  # type: ignore[method-assign, assignment]
     try:
-        return list(scorer.score_many(paths, cache=cache)), computed
+        scores = list(scorer.score_many(paths, cache=cache))
+        computed, rest = divmod(len(passes), scorer.preprocess.patches)
+        assert not rest
+        return scores, computed
     finally:
         scorer.model.forward = forward  # type: ignore[method-assign]
 

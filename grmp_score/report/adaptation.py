@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import IO, TYPE_CHECKING, Any
 
+from grmp_score.report.console import console_on
 from grmp_score.report.rows import printable
 
 if TYPE_CHECKING:  # neither is needed to show --help
@@ -119,11 +120,10 @@ def write_summary(stream: IO[str], results: dict[str, Any], *, unit: str, span: 
         unit: name of the labels' column.
         span: range of the labels.
     """
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(file=stream, highlight=False)
+    console = console_on(stream, highlight=False)
     if results["gain"] is not None:
         table = Table(box=None, pad_edge=False)
         table.add_column("")

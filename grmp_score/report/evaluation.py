@@ -6,6 +6,7 @@ import json
 import math
 from typing import IO, TYPE_CHECKING, Any
 
+from grmp_score.report.console import console_on
 from grmp_score.report.rows import short_names
 
 if TYPE_CHECKING:  # neither is needed to show --help
@@ -65,10 +66,9 @@ def write_json(stream: IO[str], result: EvaluationResult, labels: Labels, **cont
 
 def write_table(stream: IO[str], result: EvaluationResult, labels: Labels, *, model: str, by: str | None) -> None:
     """Writes tables: the figures, the groups, the raters' agreement and the worst disagreements."""
-    from rich.console import Console
     from rich.markup import escape
 
-    console = Console(file=stream, highlight=False)
+    console = console_on(stream, highlight=False)
     scale, unit = labels.scale, escape(labels.score_column)
     direction = "higher" if scale.higher_is_better else "lower"
     source = escape(short_names([str(labels.source)])[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import IO, TYPE_CHECKING, Literal
 
 from grmp_score.meaning import WORST, verdict
+from grmp_score.report.console import console_on
 from grmp_score.report.rows import Model, printable, shared_folder, short_name
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ class TableWriter:
     """
 
     def __init__(self, stream: IO[str], model: Model, *, live: bool = False) -> None:
-        from rich.console import Console
-
-        self._console, self._model, self._live = Console(file=stream), model, live
+        self._console, self._model, self._live = console_on(stream), model, live
         self._page: list[Score] = []
         self._folder, self._longest, self._begun = "", 0, False
         self._bar = 20 if self._console.width >= 100 else 10
