@@ -17,7 +17,7 @@ from grmp_score.scorer import Scorer
 from grmp_score.trainer.activations import compute_activations, teacher_of
 from grmp_score.trainer.fewshot import FewShotConfig
 from grmp_score.trainer.finetune import adapt
-from grmp_score.trainer.head import MIN_IMAGES, MIXTURES, NOISES, SLOPE, _average, fit_head
+from grmp_score.trainer.head import LENGTH, MIN_IMAGES, NOISES, _average, _towards_normal, fit_head, stretch
 from grmp_score.trainer.labels import Labels
 from grmp_score.weights import Weights
 
@@ -52,16 +52,77 @@ def test_a_direction_of_the_features_is_found() -> None:
     assert np.sqrt(np.mean(np.square(after - truth[60:]))) < 0.15  # p(high) is about the label
 
 
-def test_the_change_is_of_rank_one_along_quality() -> None:
-    """Features change along the quality direction only, so scenes keep their places relative to each other."""
+def test_only_the_quality_axis_and_a_spare_direction_change() -> None:
+    """Scenes keep their logits but for the axis; what was along it moves to where no scene looks."""
     pooled, proj, quality, gain = made_up()
-    head = fit_head(pooled, np.linspace(0, 1, len(pooled)), proj, quality, gain)
+    generator = torch.Generator().manual_seed(9)
+    axis, scenes = torch.randn(12, generator=generator), torch.randn(3, 12, generator=generator)
+    head = fit_head(pooled, np.linspace(0, 1, len(pooled)), proj, quality, gain, axis=axis, scenes=scenes)
     assert head is not None
+    a = normalize(axis, dim=0)
+    scenes_beside = scenes - (scenes @ a)[:, None] * a
+    f, new = pooled @ proj, (pooled + head.shift) @ head.proj
+    torch.testing.assert_close(new @ scenes_beside.T, f @ scenes_beside.T, atol=1e-4, rtol=0)
     change = (head.proj - proj).double()
-    u = (quality / quality.norm()).double()
-    torch.testing.assert_close(change, torch.outer(change @ u, u), atol=1e-5, rtol=0)
-    moved = head.shift.double() @ head.proj.double()
-    torch.testing.assert_close(moved, (moved @ u) * u, atol=1e-5, rtol=0)
+    beside = change - torch.outer(change @ a.double(), a.double())
+    values, directions = torch.linalg.svd(beside)[1:]
+    assert values[0] > 0.1 > 1e-5 > values[1]  # one direction besides the axis
+    spare = directions[0].float()
+    assert (scenes @ spare).abs().max() < 1e-5
+    others = torch.linalg.svd(torch.cat([a[None], scenes]))[2][4:]  # all directions that were free
+    least = torch.linalg.svdvals(f.flatten(0, 1) @ others.T)[-1]
+    assert (f @ spare).norm().item() == pytest.approx(least.item(), rel=1e-4)
+    torch.testing.assert_close((new @ spare).abs(), (f @ a).abs(), atol=1e-4, rtol=0)
+
+
+def test_features_keep_their_length_but_for_the_margin() -> None:
+    """So the margin that was fitted over |f| is the one that the model has, over the new |f|."""
+    pooled, proj, quality, gain = made_up()
+    axis = LENGTH * normalize(quality, dim=0)
+    head = fit_head(pooled, np.linspace(0, 1, len(pooled)), proj, quality, gain, axis=axis)
+    assert head is not None
+    f, new = pooled @ proj, (pooled + head.shift) @ head.proj
+    margin = new @ normalize(quality, dim=0)
+    rest = (new.square().sum(dim=-1) - margin.square()).sqrt()
+    assert (rest / f.norm(dim=-1)).min() > 0.8 and (rest / f.norm(dim=-1)).mean() == pytest.approx(1, abs=0.05)
+
+
+def test_without_a_spare_direction_it_is_fitted_all_the_same() -> None:
+    """A projection so narrow that quality and one scene fill it."""
+    pooled, _, _, gain = made_up()
+    proj = torch.randn(30, 2, generator=torch.Generator().manual_seed(2))
+    targets = pooled.mean(dim=1)[:, -1].sigmoid().double().numpy()
+    head = fit_head(pooled, targets, proj, torch.tensor([2.0, 0.0]), gain, scenes=torch.tensor([[0.0, 1.0]]))
+    assert head is not None
+    torch.testing.assert_close((pooled + head.shift) @ head.proj[:, 1], pooled @ proj[:, 1], atol=1e-4, rtol=0)
+    assert srcc(predicted(pooled + head.shift, head.proj, torch.tensor([2.0, 0.0])), targets) > 0.7
+
+
+def test_quality_texts_are_moved_apart_to_a_length_and_no_further() -> None:
+    """Along their difference only; texts that are far enough apart stay."""
+    generator = torch.Generator().manual_seed(3)
+    pooled, projection = torch.randn(2, 10, generator=generator), torch.randn(10, 6, generator=generator)
+    texts = pooled @ projection
+    moved = pooled @ stretch(projection, texts[0] - texts[1])
+    u = normalize(texts[0] - texts[1], dim=0)
+    torch.testing.assert_close(moved[0] - moved[1], LENGTH * u, atol=1e-4, rtol=0)
+    beside = torch.eye(6) - torch.outer(u, u)
+    torch.testing.assert_close(moved @ beside, texts @ beside, atol=1e-5, rtol=0)
+    far = LENGTH * 2 * u
+    assert torch.equal(stretch(projection, far), projection)
+    assert torch.equal(stretch(projection, torch.zeros(6)), projection)
+
+
+def test_targets_go_some_way_to_their_normal_scores() -> None:
+    """Mean and order stay, ties stay ties, labels that are normal already stay what they are."""
+    skewed = np.array([0.0, 0.7, 0.7, 0.8, 0.85, 0.9, 1.0])
+    found = _towards_normal(skewed)
+    assert found.mean() == pytest.approx(skewed.mean())
+    assert found[1] == found[2] and (np.diff(found[[0, 1, 3, 4, 5, 6]]) > 0).all()
+    assert found[0] > skewed[0]  # the far end counts for less
+    np.testing.assert_allclose(_towards_normal(np.full(4, 0.5)), 0.5)
+    normal = np.random.default_rng(0).normal(0.5, 0.1, 2000)
+    np.testing.assert_allclose(_towards_normal(normal), normal, atol=0.03)
 
 
 def test_labels_that_the_model_knows_change_little() -> None:
@@ -90,24 +151,22 @@ def test_the_average_equals_its_definition() -> None:
     """Posterior means and restricted likelihoods by dense matrices, as the textbook writes them."""
     rng = np.random.default_rng(3)
     n, fixed = 15, np.column_stack([np.ones(15), rng.normal(size=15)])
-    projected, top, y = rng.normal(size=(n, 6)), rng.normal(size=(n, 4)), rng.normal(size=n)
+    rows, y = rng.normal(size=(n, 10)), rng.normal(size=n)
     means, weights = [], []
-    for mixture in MIXTURES:
-        for noise in NOISES:
-            covariance = projected @ projected.T + mixture * top @ top.T + noise * np.eye(n)
-            inverse = np.linalg.inv(covariance)
-            normal = fixed.T @ inverse @ fixed
-            free = np.linalg.solve(normal, fixed.T @ inverse @ y)
-            r = y - fixed @ free
-            variance = r @ inverse @ r / (n - 2)
-            log = -0.5 * ((n - 2) * np.log(variance) + np.linalg.slogdet(covariance)[1])
-            weights.append(log - 0.5 * np.linalg.slogdet(normal)[1])
-            means.append([free, projected.T @ inverse @ r, mixture * top.T @ inverse @ r])
+    for noise in NOISES:
+        covariance = rows @ rows.T + noise * np.eye(n)
+        inverse = np.linalg.inv(covariance)
+        normal = fixed.T @ inverse @ fixed
+        free = np.linalg.solve(normal, fixed.T @ inverse @ y)
+        r = y - fixed @ free
+        variance = r @ inverse @ r / (n - 2)
+        log = -0.5 * ((n - 2) * np.log(variance) + np.linalg.slogdet(covariance)[1])
+        weights.append(log - 0.5 * np.linalg.slogdet(normal)[1])
+        means.append([free, rows.T @ inverse @ r])
     share = np.exp(np.array(weights) - max(weights))
     share /= share.sum()
-    for k, found in enumerate(_average(fixed, projected, top, y)):
+    for k, found in enumerate(_average(fixed, rows, y)):
         np.testing.assert_allclose(found, sum(w * m[k] for w, m in zip(share, means, strict=True)), atol=1e-9)
-    assert SLOPE == 4.0  # of the logistic function's inverse at 1/2
 
 
 @pytest.fixture
@@ -126,8 +185,9 @@ def test_the_scorer_computes_what_was_fitted(tiny_weights: Weights, labels: Labe
     np.testing.assert_allclose(np.array(values, dtype=float), adapted.test_predictions.after, atol=1e-6)
     assert np.abs(adapted.test_predictions.after - adapted.test_predictions.before).max() > 0.01
     stage = adapted.scorer.config.training["stage_2"]
-    visual = scorer.model.clip.visual
-    assert stage["trained_parameters"] == visual.proj.numel() + visual.ln_post.bias.numel()
+    clip = scorer.model.clip
+    trained = [clip.visual.proj, clip.visual.ln_post.bias, clip.text_projection]
+    assert stage["trained_parameters"] == sum(p.numel() for p in trained)
     assert stage["teacher"] is None and stage["method"] == "Bayesian regression of the quality direction"
 
 

@@ -12,8 +12,9 @@ from grmp_score.model import QualityCLIP
 from grmp_score.trainer.fewshot import FewShotConfig
 
 VISUAL_PROMPTS = "visual_prompts.tokens"
+SHIFT = "clip.visual.ln_post.bias"
 #: What the closed-form phase changes.
-HEAD = ["clip.visual.proj", "clip.visual.ln_post.bias"]
+HEAD = ["clip.visual.proj", SHIFT, "clip.text_projection"]
 
 PhaseName = Literal["head", "text", "all"]
 
@@ -92,7 +93,8 @@ def phases_of(model: QualityCLIP, config: FewShotConfig) -> list[Phase]:
     names = trained_names(model, config)
     phases = []
     if config.fits_head:
-        phases.append(Phase("head", list(HEAD), 1, "exact", 0.0, 0))
+        there = {name for name, _ in model.named_parameters()}
+        phases.append(Phase("head", [n for n in HEAD if n in there], 1, "exact", 0.0, 0))
     if config.text_first_epochs:
         text = [n for n in names if not on_image_side(n)]
         phases.append(Phase("text", text, config.text_first_epochs, "adamw", config.text_first_lr, 0))

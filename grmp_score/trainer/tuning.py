@@ -23,8 +23,8 @@ from grmp_score.metrics import srcc
 from grmp_score.model import QualityCLIP, p_high, quality_loss
 from grmp_score.trainer.activations import Activations, Precision, computing
 from grmp_score.trainer.fewshot import FewShotConfig, HistoryRow
-from grmp_score.trainer.head import fit_head
-from grmp_score.trainer.phases import HEAD, VISUAL_PROMPTS, Phase
+from grmp_score.trainer.head import fit_head, stretch
+from grmp_score.trainer.phases import SHIFT, VISUAL_PROMPTS, Phase
 from grmp_score.trainer.qgr import project, semantic_loss
 
 #: Crops that go through the image head together; a batch is worked off in such parts and its gradients summed.
@@ -152,33 +152,46 @@ class Training:
     @torch.no_grad()
     def _fit_head(self, phase: Phase) -> None:
         assert self.activations.pooled is not None
-        visual = self.model.clip.visual
-        text = self.model.encode_quality().double()
-        scale = self.model.config.prompts.quality_scale * self.model.clip.logit_scale.exp().double()
+        clip, visual = self.model.clip, self.model.clip.visual
+        quality = self._quality_direction()
+        self.whole = False
+        if clip.text_projection is not None:
+            clip.text_projection.copy_(stretch(clip.text_projection, quality))
         last = len(visual.ln_post.weight) // self.model.readout_blocks
         rows = torch.from_numpy(self.rows)
         head = fit_head(
             self.activations.pooled[rows],
             self.targets[rows].double().numpy(),
             visual.proj,
-            scale * (text[0] - text[1]),
+            quality,
             visual.ln_post.weight[-last:],
+            axis=self._quality_direction(),
+            scenes=self.model.encode_scenes(),
         )
-        self.whole = False
-        if head is not None:
+        if head is None:
+            self._restore(self._start)
+        else:
             visual.proj.copy_(head.proj)
             visual.ln_post.bias.add_(head.shift)
+        text = self.model.encode_quality()
         self._step += 1
         crops = torch.arange(self.activations.features.shape[1]).expand(len(rows), -1)
         losses = [
             quality_loss(
-                self.model.quality_logits(self._features(row.expand(len(c)), c, phase), text.float()),
+                self.model.quality_logits(self._features(row.expand(len(c)), c, phase), text),
                 self.targets[row].to(self.device).expand(len(c)),
             ).item()
             for row, c in zip(rows, crops, strict=True)
         ]
         self._record(phase, loss=math.fsum(losses) / len(losses))
         self.whole = True
+
+    def _quality_direction(self) -> Tensor:
+        """[D] float64: scalar product with an image's feature is the margin of its quality logits."""
+        text = self.model.encode_quality().double()
+        scale = self.model.config.prompts.quality_scale * self.model.clip.logit_scale.exp().double()
+        direction: Tensor = scale * (text[0] - text[1])
+        return direction
 
     def _take_step(self, phase: Phase) -> None:
         loss, semantic, g_qua, g_sem = self.gradients(phase, *self._batch(phase))
@@ -279,7 +292,7 @@ class Training:
         if phase.name == "head":
             assert self.activations.pooled is not None
             pooled = self.activations.pooled[images, crops].to(self.device, torch.float32)
-            shift = self._parameters[HEAD[1]] - self._start[HEAD[1]]
+            shift = self._parameters[SHIFT] - self._start[SHIFT]
             return self.model.image_projection(pooled + shift).detach()
         assert self.activations.tokens is not None
         tokens = self.activations.tokens[images, crops].to(self.device, torch.float32)
