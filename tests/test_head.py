@@ -24,6 +24,7 @@ from grmp_score.weights import Weights
 from .conftest import random_weights
 from .fewshot_data import make_labels, make_scorer
 
+NO_SCENES = torch.zeros(0, 12)
 HEAD = FewShotConfig(shots=12, train="head", folds=2, precision="float32", cache_dtype="float32")
 
 
@@ -45,7 +46,7 @@ def test_a_direction_of_the_features_is_found() -> None:
     pooled, proj, quality, gain = made_up(120)
     truth = predicted(pooled, proj, torch.randn(12, generator=torch.Generator().manual_seed(5)))
     truth = (truth - truth.min()) / np.ptp(truth)
-    head = fit_head(pooled[:60], truth[:60], proj, quality, gain)
+    head = fit_head(pooled[:60], truth[:60], proj, quality, gain, axis=quality, scenes=NO_SCENES)
     assert head is not None
     after = predicted(pooled[60:] + head.shift, head.proj, quality)
     assert srcc(after, truth[60:]) > 0.8 > 0.5 > srcc(predicted(pooled[60:], proj, quality), truth[60:])
@@ -79,7 +80,7 @@ def test_features_keep_their_length_but_for_the_margin() -> None:
     """So the margin that was fitted over |f| is the one that the model has, over the new |f|."""
     pooled, proj, quality, gain = made_up()
     axis = LENGTH * normalize(quality, dim=0)
-    head = fit_head(pooled, np.linspace(0, 1, len(pooled)), proj, quality, gain, axis=axis)
+    head = fit_head(pooled, np.linspace(0, 1, len(pooled)), proj, quality, gain, axis=axis, scenes=NO_SCENES)
     assert head is not None
     f, new = pooled @ proj, (pooled + head.shift) @ head.proj
     margin = new @ normalize(quality, dim=0)
@@ -92,10 +93,11 @@ def test_without_a_spare_direction_it_is_fitted_all_the_same() -> None:
     pooled, _, _, gain = made_up()
     proj = torch.randn(30, 2, generator=torch.Generator().manual_seed(2))
     targets = pooled.mean(dim=1)[:, -1].sigmoid().double().numpy()
-    head = fit_head(pooled, targets, proj, torch.tensor([2.0, 0.0]), gain, scenes=torch.tensor([[0.0, 1.0]]))
+    quality, scene = 2 * torch.eye(2)
+    head = fit_head(pooled, targets, proj, quality, gain, axis=quality, scenes=scene[None])
     assert head is not None
     torch.testing.assert_close((pooled + head.shift) @ head.proj[:, 1], pooled @ proj[:, 1], atol=1e-4, rtol=0)
-    assert srcc(predicted(pooled + head.shift, head.proj, torch.tensor([2.0, 0.0])), targets) > 0.7
+    assert srcc(predicted(pooled + head.shift, head.proj, quality), targets) > 0.7
 
 
 def test_quality_texts_are_moved_apart_to_a_length_and_no_further() -> None:
@@ -129,7 +131,7 @@ def test_labels_that_the_model_knows_change_little() -> None:
     """Where the un-adapted model is right already, its order of unseen images stays."""
     pooled, proj, quality, gain = made_up(100)
     before = predicted(pooled, proj, quality)
-    head = fit_head(pooled[:50], before[:50], proj, quality, gain)
+    head = fit_head(pooled[:50], before[:50], proj, quality, gain, axis=quality, scenes=NO_SCENES)
     assert head is not None
     assert srcc(predicted(pooled[50:] + head.shift, head.proj, quality), before[50:]) > 0.98
 
@@ -144,7 +146,10 @@ def test_what_cannot_be_fitted_is_left(case: str) -> None:
         pooled = pooled[:1].expand(20, -1, -1)
     else:
         quality = torch.zeros_like(quality)
-    assert fit_head(pooled, np.linspace(0, 1, len(pooled)), proj, quality, gain) is None
+    assert (
+        fit_head(pooled, np.linspace(0, 1, len(pooled)), proj, quality, gain, axis=quality, scenes=NO_SCENES)
+        is None
+    )
 
 
 def test_the_average_equals_its_definition() -> None:

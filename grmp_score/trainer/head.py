@@ -72,8 +72,8 @@ def fit_head(
     quality: Tensor,
     gain: Tensor,
     *,
-    axis: Tensor | None = None,
-    scenes: Tensor | None = None,
+    axis: Tensor,
+    scenes: Tensor,
 ) -> Head | None:
     """Fits the quality direction to labelled images.
 
@@ -93,7 +93,7 @@ def fit_head(
         quality: [D], text feature of "high quality" minus that of "low quality", times the logit scale.
         gain: [last], weight of ``ln_post`` for the numbers at the end of z that belong to the last block.  The
             prior is even over what ``ln_post`` is given, where strong directions are strong, not over z.
-        axis: [D], ``quality`` of the texts that the result is meant for; None takes ``quality``.
+        axis: [D], ``quality`` of the texts that the result is meant for.
         scenes: [S, D] text features of scenes.
 
     Returns:
@@ -130,18 +130,17 @@ def fit_head(
     margin = projection @ on_f  # times |f|, as a function of z, with a constant
     margin[-last:] += torch.from_numpy(on_top).to(u) / gain
     constant = coefficients[0] * nearest.intercept
-    return _write(projection, margin, constant, every, quality if axis is None else axis, scenes)
+    return _write(projection, margin, constant, every, axis, scenes)
 
 
 def _write(
-    projection: Tensor, margin: Tensor, constant: float, features: Array, axis: Tensor, scenes: Tensor | None
+    projection: Tensor, margin: Tensor, constant: float, features: Array, axis: Tensor, scenes: Tensor
 ) -> Head:
     """The model whose margin times ``|f|`` is ``margin . z + constant``; ``features`` [m, D] are all crops'."""
     length = float(axis.double().norm())
     a = (axis.double() / length).to(projection)
     new = projection + (margin / length - projection @ a)[:, None] * a
-    occupied = a[None] if scenes is None else torch.cat([a[None], scenes.to(a)])
-    spare = _least_used(features, occupied.cpu().numpy())
+    spare = _least_used(features, torch.cat([a[None], scenes.to(a)]).cpu().numpy())
     if spare is not None:
         v = torch.from_numpy(spare).to(a)
         new += (projection @ a - projection @ v)[:, None] * v
