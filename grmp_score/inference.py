@@ -47,9 +47,6 @@ def usual_batch_size(device: torch.device) -> int:
 def p_high_of(model: QualityCLIP, images: Sequence[Tensor], device: torch.device) -> list[tuple[float, ...]]:
     """p(high) of the patches of images.
 
-    On a CPU every patch is a pass of its own on one core, so that its value depends neither on its neighbours nor
-    on the number of cores; the patches share the cores.  Elsewhere all go through together, to fill the device.
-
     Args:
         model: on ``device``.
         images: the patches [P, 3, S, S] of each image.
@@ -60,14 +57,20 @@ def p_high_of(model: QualityCLIP, images: Sequence[Tensor], device: torch.device
     """
     if not images:
         return []
-    joined = torch.cat(list(images))
-    if device.type == "cpu":
-        logits = torch.cat(on_all_cores(model, torch.split(joined, 1)))
-    else:
-        logits = model(joined.to(device)).cpu()
+    parts = parts_of(torch.cat(list(images)), device)
+    logits = torch.cat(on_all_cores(lambda part: model(part.to(device)).cpu(), parts))
     values: list[float] = p_high(logits.double()).tolist()
     left = iter(values)
     return [tuple(islice(left, len(patches))) for patches in images]
+
+
+def parts_of(patches: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+    """What of the patches [B, 3, S, S] goes through the model together: views [b, 3, S, S].
+
+    On a CPU every patch is a pass of its own on one core, so that its value depends neither on its neighbours nor
+    on the number of cores; the patches share the cores.  Elsewhere all go through together, to fill the device.
+    """
+    return torch.split(patches, 1 if device.type == "cpu" else max(1, len(patches)))
 
 
 def on_all_cores(function: Callable[[Tensor], T], items: Sequence[Tensor]) -> list[T]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from grmp_score.config import Preprocess
 from grmp_score.errors import DataError, GrmpScoreError, ImageReadError
 from grmp_score.images import read_image
-from grmp_score.inference import on_all_cores
+from grmp_score.inference import on_all_cores, parts_of
 from grmp_score.model import QualityCLIP
 from grmp_score.patches import make_patches
 from grmp_score.trainer.labels import Labels
@@ -199,9 +199,7 @@ def compute_activations(
             ) from patches
         if flips:
             patches = torch.cat([patches, patches.flip(-1)])
-        # As for scores: on a CPU each patch on a core of its own.
-        parts = torch.split(patches, 1 if device.type == "cpu" else len(patches))
-        made = on_all_cores(run, parts)
+        made = on_all_cores(run, parts_of(patches, device))
         entering, before, own, semantic = (torch.cat(column) for column in zip(*made, strict=True))
         if scenes is not None:
             scenes[i] = semantic.cpu()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grmp_score.config import Preprocess
 from grmp_score.errors import ImageReadError
+from grmp_score.inference import on_all_cores, parts_of
 from grmp_score.model import QualityCLIP, p_high
 from grmp_score.trainer.activations import Activations, Precision, computing, read_ahead
 from grmp_score.trainer.labels import Labels
@@ -106,13 +107,18 @@ def measure_test_part(
 
     shift = _shift(old, new)
 
-    def score(patches: Tensor, precision: Precision) -> tuple[float, float, float]:
+    def features_of(patches: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
+        """Un-adapted and adapted image features."""
         with computing(device, precision):
             tokens = old.image_trunk(patches)
             pooled = old.image_pooled(tokens)
             before = old.image_projection(pooled).float()
             pooled = new.image_pooled(tokens) if shift is None else pooled + shift
-            after = new.image_projection(pooled).float()
+            return before, new.image_projection(pooled).float()
+
+    def score(patches: Tensor, precision: Precision) -> tuple[float, float, float]:
+        made = on_all_cores(lambda part: features_of(part, precision), parts_of(patches, device))
+        before, after = (torch.cat(column) for column in zip(*made, strict=True))
         regressed = float(ridge(before.cpu().double().mean(dim=0).numpy()))
         return mean_p_high(old, before), regressed, mean_p_high(new, after)
 
