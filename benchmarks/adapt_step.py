@@ -3,16 +3,19 @@
     python benchmarks/adapt_step.py                        # ViT-B/16, 100 images x 10 crops; takes long
     python benchmarks/adapt_step.py --images 2 --crops 4
 
-Both passes take the same steps on the same crops, with random weights.  The straightforward loop runs the whole
-image tower twice, once for each loss, the teacher's image tower, and the text tower over all 77 positions; the
-cached one what `grmp_score.trainer` runs: the last blocks once, the text tower to the last end-of-text token.
+Both passes take the same steps on the same crops, with random weights, in turns, so that a machine that becomes
+slower or faster meanwhile does so for both.  The straightforward loop runs the whole image tower twice, once for
+each loss, the teacher's image tower, and the text tower over all 77 positions; the cached one what
+`grmp_score.trainer` runs: the last blocks once, the text tower to the last end-of-text token.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,15 +66,22 @@ def main() -> None:
     kept: list[Activations] = []
     once = seconds(lambda: kept.append(prepare(model, teacher, patches, precision)), device)
     (activations,) = kept
-    training = make_training(model, activations, targets, config, precision)
-    plain = seconds(lambda: straightforward_pass(training, teacher, patches), device)
-    training = make_training(model, activations, targets, config, precision)
-    cached = seconds(lambda: list(training.run()), device)
+    trainings = [make_training(m, activations, targets, config, precision) for m in (copy.deepcopy(model), model)]
+    loops = (straightforward_steps(trainings[0], teacher, patches), trainings[1].run())
+    steps: list[tuple[Seconds, Seconds]] = []
+    for number in range(1, trainings[1].steps + 1):
+        plain, cached = (seconds(lambda loop=loop: next(loop), device) for loop in loops)
+        steps.append((plain, cached))
+        say = f"step {number} of {trainings[1].steps}: {plain.wall:.1f} s and {cached.wall:.1f} s by the clock"
+        print(say, file=sys.stderr, flush=True)
+    plain, cached = (Seconds(sum(s.wall for s in c), sum(s.processor for s in c)) for c in zip(*steps, strict=True))
+    ratios = sorted(a.processor / b.processor for a, b in steps)
     print(f"{ARCHITECTURE}, {options.images} images x {options.crops} crops, {precision} on {device}")
     print("                        by the clock    of processor time")
     print(f"straightforward pass  {plain.wall:12.2f} s  {plain.processor:12.2f} s")
     print(f"cached pass           {cached.wall:12.2f} s  {cached.processor:12.2f} s")
     print(f"ratio                 {plain.wall / cached.wall:12.2f}    {plain.processor / cached.processor:12.2f}")
+    print(f"over the steps                          {ratios[0]:12.2f} .. {ratios[-1]:.2f}")
     print(f"making the cache      {once.wall:12.2f} s  {once.processor:12.2f} s, once for all epochs and folds")
 
 
@@ -128,8 +138,8 @@ def make_training(
     )
 
 
-def straightforward_pass(training: Training, teacher: QualityCLIP, patches: Tensor) -> None:
-    """The same steps from the pixels, a forward and a backward pass for each loss."""
+def straightforward_steps(training: Training, teacher: QualityCLIP, patches: Tensor) -> Iterator[None]:
+    """The same steps from the pixels, a forward and a backward pass for each loss; yields after each."""
     model, device, config = training.model, training.device, training.config
     phase = training.plan[0][0]
     named = dict(model.named_parameters())
@@ -162,6 +172,7 @@ def straightforward_pass(training: Training, teacher: QualityCLIP, patches: Tens
         for name, parameter in zip(phase.names, parameters, strict=True):
             parameter.grad = projected[name]
         optimizer.step()
+        yield
 
 
 def whole_image(model: QualityCLIP, patches: Tensor) -> Tensor:
