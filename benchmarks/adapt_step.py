@@ -4,9 +4,10 @@
     python benchmarks/adapt_step.py --images 2 --crops 4
 
 Both passes take the same steps on the same crops, with random weights, in turns, so that a machine that becomes
-slower or faster meanwhile does so for both.  The straightforward loop runs the whole image tower twice, once for
-each loss, the teacher's image tower, and the text tower over all 77 positions; the cached one what
-`grmp_score.trainer` runs: the last blocks once, the text tower to the last end-of-text token.
+slower or faster meanwhile does so for both.  The straightforward loop runs open_clip's blocks as they are: the
+whole image tower twice, once for each loss, the teacher's image tower, and the text tower over all 77 positions.
+The cached one is what `grmp_score.trainer` runs: the last blocks once, and the text tower to the last end-of-text
+token.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from open_clip import transformer
 from torch import Tensor
 
 from grmp_score import backbone
@@ -66,8 +68,9 @@ def main() -> None:
     kept: list[Activations] = []
     once = seconds(lambda: kept.append(prepare(model, teacher, patches, precision)), device)
     (activations,) = kept
-    trainings = [make_training(m, activations, targets, config, precision) for m in (copy.deepcopy(model), model)]
-    loops = (straightforward_steps(trainings[0], teacher, patches), trainings[1].run())
+    plain_model, plain_teacher = with_own_activation(copy.deepcopy(model)), with_own_activation(teacher)
+    trainings = [make_training(m, activations, targets, config, precision) for m in (plain_model, model)]
+    loops = (straightforward_steps(trainings[0], plain_teacher, patches), trainings[1].run())
     steps: list[tuple[Seconds, Seconds]] = []
     for number in range(1, trainings[1].steps + 1):
         plain, cached = (seconds(lambda loop=loop: next(loop), device) for loop in loops)
@@ -175,11 +178,25 @@ def straightforward_steps(training: Training, teacher: QualityCLIP, patches: Ten
         yield
 
 
+def with_own_activation(model: QualityCLIP) -> QualityCLIP:
+    """The model with open_clip's QuickGELU in its blocks, not ours."""
+    for block in [*model.clip.visual.transformer.resblocks, *model.clip.transformer.resblocks]:
+        block.mlp.gelu = transformer.QuickGELU()
+    return model
+
+
 def whole_image(model: QualityCLIP, patches: Tensor) -> Tensor:
-    """Patches [B, 3, S, S] -> features [B, D], all blocks on all tokens, as open_clip runs them."""
+    """Patches [B, 3, S, S] -> features [B, D], all of open_clip's blocks on all tokens."""
     visual = model.clip.visual
     prompts = None if model.visual_prompts is None else model.visual_prompts()
-    tokens = backbone.run_image_blocks(model.clip, backbone.embed_image(model.clip, patches), prompts)
+    tokens = backbone.embed_image(model.clip, patches)
+    for i, block in enumerate(visual.transformer.resblocks):
+        if prompts is None:
+            tokens = block(tokens)
+        else:
+            n, prompt = prompts.shape[1], prompts[i].expand(len(tokens), -1, -1)
+            out = block(torch.cat([tokens[:, :1], prompt, tokens[:, 1:]], dim=1))
+            tokens = torch.cat([out[:, :1], out[:, 1 + n :]], dim=1)
     return torch.nn.functional.normalize(visual.ln_post(tokens[:, 0]) @ visual.proj, dim=-1)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from grmp_score.errors import ConfigError
+from grmp_score.quick_gelu import QuickGELU
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP
@@ -57,6 +58,7 @@ def build_clip(model_cfg: Mapping[str, Any]) -> CLIP:
     Raises:
         ConfigError: the configuration asks for a tower that is not a native open_clip ViT / text transformer.
     """
+    from open_clip import transformer
     from open_clip.model import CLIP
 
     vision, text = model_cfg.get("vision_cfg", {}), model_cfg.get("text_cfg", {})
@@ -76,6 +78,9 @@ def build_clip(model_cfg: Mapping[str, Any]) -> CLIP:
         clip = CLIP(**{k: v for k, v in model_cfg.items() if k not in ("custom_text", READOUT)}).eval()
     except TypeError as error:
         raise ConfigError(f"open_clip rejects the model configuration: {error}") from error
+    for block in [*clip.visual.transformer.resblocks, *clip.transformer.resblocks]:
+        if isinstance(block.mlp.gelu, transformer.QuickGELU):
+            block.mlp.gelu = QuickGELU()
     if readout > image_depth(clip):
         raise ConfigError(f"{READOUT} is {readout}, but the image tower has {image_depth(clip)} blocks")
     if readout > 1:
@@ -134,8 +139,9 @@ def run_image_blocks(
     Args:
         clip: the dual encoder.
         tokens: [B, 1 + N, W], CLS first, without prompt tokens.
-        prompts: [L, n, W], one set for each of all L blocks of the tower, or None.  Set l stands between the
-            CLS token and the image tokens in block l; its outputs are dropped (eq. 1).
+        prompts: [L, n, W], one set for each of all L blocks of the tower, or None.  Set l joins the tokens in
+            block l alone; its outputs are dropped (eq. 1), so they are not computed.  (The authors put it between
+            CLS and image tokens; a block does not know the order of its tokens.)
         start: first block.
         stop: block to stop before; None runs to the end.
 
@@ -143,15 +149,16 @@ def run_image_blocks(
         Tokens [B, 1 + N, W].
     """
     blocks = clip.visual.transformer.resblocks
-    n = 0 if prompts is None else prompts.shape[1]
     for i in range(start, len(blocks) if stop is None else stop):
-        if prompts is None or n == 0:
-            tokens = _run_block(blocks[i], tokens)
-        else:
-            prompt = prompts[i].expand(tokens.shape[0], -1, -1)
-            out = _run_block(blocks[i], torch.cat([tokens[:, :1], prompt, tokens[:, 1:]], dim=1))
-            tokens = torch.cat([out[:, :1], out[:, 1 + n :]], dim=1)
+        tokens = _run_block(blocks[i], _with_prompts(tokens, prompts, i), first=tokens.shape[1])
     return tokens
+
+
+def _with_prompts(tokens: Tensor, prompts: Tensor | None, block: int) -> Tensor:
+    """Tokens [B, T, W] and a block's prompts behind them: [B, T + n, W]."""
+    if prompts is None or prompts.shape[1] == 0:
+        return tokens
+    return torch.cat([tokens, prompts[block].expand(tokens.shape[0], -1, -1)], dim=1)
 
 
 def read_out(
@@ -181,8 +188,9 @@ def read_out(
     for i in range(start, depth - cls_alone):
         tokens = run_image_blocks(clip, tokens, prompts, i, i + 1)
         outputs.append(tokens)
-    if cls_alone:
-        pooled = _pool_last(clip, _last_block_for_cls(clip, tokens, prompts), norm)
+    if cls_alone:  # of the last block the CLS token is read and nothing else
+        last = _run_block(clip.visual.transformer.resblocks[-1], _with_prompts(tokens, prompts, -1), first=1)
+        pooled = _pool_last(clip, last, norm)
     elif blocks == 1:
         pooled = _pool_last(clip, outputs[-1] if outputs else tokens, norm)
     else:
@@ -190,24 +198,17 @@ def read_out(
     return nn.functional.normalize(pooled @ clip.visual.proj, dim=-1) if project else pooled
 
 
-def _last_block_for_cls(clip: CLIP, tokens: Tensor, prompts: Tensor | None) -> Tensor:
-    """Tokens [B, 1 + N, W] that enter the last block -> its CLS token [B, 1, W], the only one that is read."""
-    block = clip.visual.transformer.resblocks[-1]
-    if prompts is not None and prompts.shape[1]:
-        tokens = torch.cat([tokens[:, :1], prompts[-1].expand(tokens.shape[0], -1, -1), tokens[:, 1:]], dim=1)
-    return _run_block(block, tokens, first=1)
-
-
-def _run_block(block: ResidualAttentionBlock, tokens: Tensor, first: int | None = None) -> Tensor:
-    """One block on tokens [B, T, W]; with ``first`` only the results of so many first tokens.
+def _run_block(block: ResidualAttentionBlock, tokens: Tensor, first: int) -> Tensor:
+    """One block on tokens [B, T, W]: its results for the ``first`` of them.
 
     open_clip's own block in other words: its ``nn.MultiheadAttention`` computes the same slower on a CPU.
     """
     normed, attn = block.ln_1(tokens), block.attn
-    batch, _, width = normed.shape
+    batch, length, width = normed.shape
     weight, bias = attn.in_proj_weight, attn.in_proj_bias
-    if first is None:
+    if 2 * first > length:
         query, key, value = nn.functional.linear(normed, weight, bias).chunk(3, dim=-1)
+        query = query[:, :first]
     else:
         query = nn.functional.linear(normed[:, :first].contiguous(), weight[:width], bias[:width])
         key, value = nn.functional.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)

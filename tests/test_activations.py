@@ -54,7 +54,8 @@ def test_everything_equals_the_model_on_the_scorers_own_crops(
     assert found.tokens.shape == (5, 4, 5, 32) and found.features.shape == (5, 4, 16)
     for i, path in enumerate(labels.paths):
         patches = make_patches(read_image(path), model.config.preprocess)
-        assert torch.equal(found.tokens[i], model.image_trunk(patches))
+        one_by_one = torch.cat([model.image_trunk(patch[None]) for patch in patches])
+        assert torch.equal(found.tokens[i], one_by_one)
         torch.testing.assert_close(found.features[i], model.encode_image(patches))
         torch.testing.assert_close(found.features[i], model.image_head(found.tokens[i]))
         p_sem = teacher.scene_logits(teacher.encode_image(patches), teacher.encode_scenes()).softmax(-1)

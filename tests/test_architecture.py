@@ -14,7 +14,7 @@ ROOT = Path(grmp_score.__file__).parent
 RANKS = [
     {"errors"},
     {"config", "formats", "remote"},
-    {"arrays", "guard", "inputs", "metrics", "tokenizer", "turn", "meaning", "tensors", "cache"},
+    {"arrays", "guard", "inputs", "metrics", "tokenizer", "turn", "meaning", "tensors", "cache", "quick_gelu"},
     {"colour", "decode", "checksum"},
     {"images"},
     {"patches", "backbone", "score"},
