@@ -1,4 +1,4 @@
-"""QuickGELU, the activation of OpenAI's CLIP, with the memory traffic of one `silu` in the backward pass."""
+"""QuickGELU, the activation of OpenAI's CLIP, with few passes over memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ SLOPE = 1.702
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), as open_clip's module of that name, whose gradient takes five passes over its input.
+    """x * sigmoid(1.702 x), as open_clip's module of that name.
 
-    The same function is silu(1.702 x) / 1.702, with silu(z) = z * sigmoid(z), so its gradient is silu'(1.702 x).
+    The same function is silu(1.702 x) / 1.702, with silu(z) = z * sigmoid(z), so its gradient is silu'(1.702 x): two
+    passes over x, and nothing kept but x, where autograd takes five through the formula as it is written.
     """
 
     def forward(self, x: Tensor) -> Tensor:
