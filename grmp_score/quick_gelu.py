@@ -14,8 +14,8 @@ SLOPE = 1.702
 class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), as open_clip's module of that name.
 
-    The same function is silu(1.702 x) / 1.702, with silu(z) = z * sigmoid(z), so its gradient is silu'(1.702 x): two
-    passes over x, and nothing kept but x, where autograd takes five through the formula as it is written.
+    The same function is silu(1.702 x) / 1.702, with silu(z) = z * sigmoid(z), so its gradient is silu'(1.702 x):
+    two passes over x, and nothing kept but x, where autograd takes five through the formula as it is written.
     """
 
     def forward(self, x: Tensor) -> Tensor:
