@@ -24,14 +24,14 @@ import torch
 from open_clip import transformer
 from torch import Tensor
 
-from grmp_score import backbone
 from grmp_score.config import Backbone, ModelConfig, PromptConfig
-from grmp_score.model import QualityCLIP, quality_loss
-from grmp_score.trainer.activations import Activations, Precision, computing, native_precision
-from grmp_score.trainer.fewshot import FewShotConfig
-from grmp_score.trainer.phases import phases_of, trained_names
-from grmp_score.trainer.qgr import project, semantic_loss
-from grmp_score.trainer.tuning import CHUNK, Training
+from grmp_score.model import towers as backbone
+from grmp_score.model.quality_clip import QualityCLIP, quality_loss
+from grmp_score.trainer.adapt.activations import Activations, Precision, computing, native_precision
+from grmp_score.trainer.adapt.fewshot import FewShotConfig
+from grmp_score.trainer.adapt.phases import phases_of, trained_names
+from grmp_score.trainer.adapt.qgr import project, semantic_loss
+from grmp_score.trainer.adapt.tuning import CHUNK, Training
 
 ARCHITECTURE = "ViT-B-16-quickgelu"
 

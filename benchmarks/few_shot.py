@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 from grmp_score.scorer import Scorer
-from grmp_score.trainer.activations import Activations, compute_activations, teacher_of
-from grmp_score.trainer.fewshot import FewShotConfig
-from grmp_score.trainer.finetune import adapt
-from grmp_score.trainer.labels import Labels, read_labels
+from grmp_score.trainer.adapt.activations import Activations, compute_activations, teacher_of
+from grmp_score.trainer.adapt.fewshot import FewShotConfig
+from grmp_score.trainer.adapt.run import adapt
+from grmp_score.trainer.data.labels import Labels, read_labels
 
 CONTENDERS = ("before", "ridge", "after")
 

@@ -29,8 +29,8 @@ import torch
 from PIL import Image
 
 from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
-from grmp_score.model import QualityCLIP
-from grmp_score.weights import Weights, adapter_of
+from grmp_score.model.quality_clip import QualityCLIP
+from grmp_score.weights.folder import Weights, adapter_of
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-c", "from grmp_score.cli.main import main; main()"]

@@ -9,8 +9,8 @@ import sys
 
 import ray.data
 
-from grmp_score.inputs import find_images
-from grmp_score.ray import score_dataset
+from grmp_score.images.find import find_images
+from grmp_score.integrations.ray import score_dataset
 
 
 def main(folder: str, target: str) -> None:

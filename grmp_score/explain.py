@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from grmp_score.config import Preprocess
-from grmp_score.patches import Corners, cut_patches, patch_boxes, patch_layout, resized_size
+from grmp_score.model.patches import Corners, cut_patches, patch_boxes, patch_layout, resized_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

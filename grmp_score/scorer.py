@@ -14,22 +14,23 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from grmp_score import hub, weights
-from grmp_score.cache import ScoreCache
-from grmp_score.checksum import model_checksum
+from grmp_score import weights
 from grmp_score.config import ModelConfig
 from grmp_score.errors import ConfigError, WeightsError
 from grmp_score.explain import Explanation, explain_image
-from grmp_score.images import MAX_PIXELS, ImageSource
-from grmp_score.prepare import Prepared, Preparer, Watch
+from grmp_score.images.read import MAX_PIXELS, ImageSource
+from grmp_score.pipeline.cache import ScoreCache
+from grmp_score.pipeline.prepare import Prepared, Preparer, Watch
+from grmp_score.pipeline.stream import score_stream
 from grmp_score.score import Score as Score
-from grmp_score.stream import score_stream
+from grmp_score.weights import hub
+from grmp_score.weights.checksum import model_checksum
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from grmp_score.model import QualityCLIP
+    from grmp_score.model.quality_clip import QualityCLIP
 
 #: Part of every cache key: to be raised whenever the same weights and the same image give another score.
 SCORING_VERSION = 2
@@ -126,7 +127,7 @@ class Scorer:
         """
         name = os.fspath(source)
         if filename is not None:
-            from grmp_score.official import fetch_official
+            from grmp_score.weights.official import fetch_official
 
             loaded = fetch_official(
                 name,
@@ -158,14 +159,14 @@ class Scorer:
     @cached_property
     def device(self) -> torch.device:
         """Where the model runs."""
-        from grmp_score.inference import pick_device
+        from grmp_score.pipeline.inference import pick_device
 
         return pick_device(self._device)
 
     @cached_property
     def batch_size(self) -> int:
         """Images that go through the model together."""
-        from grmp_score.inference import usual_batch_size
+        from grmp_score.pipeline.inference import usual_batch_size
 
         return self._batch_size or usual_batch_size(self.device)
 
@@ -314,7 +315,7 @@ class Scorer:
         ]
 
     def _p_high(self, images: list[Tensor]) -> list[tuple[float, ...]]:
-        from grmp_score.inference import p_high_of
+        from grmp_score.pipeline.inference import p_high_of
 
         return p_high_of(self.model, images, self.device) if images else []
 

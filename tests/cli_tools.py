@@ -17,8 +17,8 @@ from grmp_score import weights
 from grmp_score.cli import main as main_module
 from grmp_score.cli.main import cli
 from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
-from grmp_score.model import QualityCLIP
-from grmp_score.weights import Weights
+from grmp_score.model.quality_clip import QualityCLIP
+from grmp_score.weights.folder import Weights
 
 from .conftest import TINY_CLIP, make_photo, randomise
 

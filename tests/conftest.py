@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
-from grmp_score.model import QualityCLIP
-from grmp_score.weights import Weights, adapter_of
+from grmp_score.model.quality_clip import QualityCLIP
+from grmp_score.weights.folder import Weights, adapter_of
 
 from .hub_server import hub  # noqa: F401 (a fixture)
 from .warm import Warm
@@ -69,7 +69,7 @@ def random_weights(config: ModelConfig, *, seed: int = 0, dtype: torch.dtype = t
 
 def adapted_blocks(model: QualityCLIP) -> list[str]:
     """Names, inside the CLIP, of what few-shot training adapts."""
-    from grmp_score.backbone import adapted_names
+    from grmp_score.model.towers import adapted_names
 
     return adapted_names(model.clip, model.config.adapted_blocks)
 

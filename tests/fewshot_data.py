@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from grmp_score.scorer import Scorer
-from grmp_score.trainer.labels import Labels
-from grmp_score.weights import Weights
+from grmp_score.trainer.data.labels import Labels
+from grmp_score.weights.folder import Weights
 
 from .conftest import make_photo
 

@@ -339,7 +339,7 @@ class HubServer:
         from huggingface_hub import constants, file_download, hf_api
         from huggingface_hub.utils import _http
 
-        from grmp_score import hub as our_side
+        from grmp_score.weights import hub as our_side
 
         for name in list(os.environ):
             if name.startswith(("HF_", "HUGGING")) or name.lower().endswith("_proxy"):

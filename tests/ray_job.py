@@ -19,17 +19,17 @@ import ray.data
 import torch
 from PIL import Image
 
-import grmp_score.ray
+import grmp_score.integrations.ray
 from grmp_score.errors import ConfigError, GrmpScoreError
-from grmp_score.ray import score_dataset, score_paths
+from grmp_score.integrations.ray import score_dataset, score_paths
 from grmp_score.scorer import Score, Scorer
-from grmp_score.weights import Weights, load
+from grmp_score.weights.folder import Weights, load
 
 PART, MODEL, PHOTOS, OUT = sys.argv[1:]
 MARK = Path(OUT).with_suffix(".killed")
 
 
-class Dying(grmp_score.ray._ScoreWorker):
+class Dying(grmp_score.integrations.ray._ScoreWorker):
     """A worker whose process is killed at one image: at the first try, or at every one."""
 
     always = False
@@ -50,7 +50,7 @@ class DyingAlways(Dying):
 
 def paths(out: dict[str, Any], model: Weights, names: list[str]) -> None:
     """One job on a cluster of its own, in which a worker is killed."""
-    grmp_score.ray._ScoreWorker = Dying  # type: ignore[misc]
+    grmp_score.integrations.ray._ScoreWorker = Dying  # type: ignore[misc]
     out["local"] = [dataclasses.asdict(s) for s in Scorer(model, device="cpu").score_many(names)]
     out["remote"] = [dataclasses.asdict(s) for s in score_paths(iter(names), model=model, workers=2, batch_size=4)]
     out["still connected"] = ray.is_initialized()
@@ -59,7 +59,7 @@ def paths(out: dict[str, Any], model: Weights, names: list[str]) -> None:
 
 def killing(out: dict[str, Any], model: Weights, names: list[str]) -> None:
     """An image that kills every worker that tries it."""
-    grmp_score.ray._ScoreWorker = DyingAlways  # type: ignore[misc]
+    grmp_score.integrations.ray._ScoreWorker = DyingAlways  # type: ignore[misc]
     try:
         list(score_paths(names, model=model, workers=2, batch_size=4))
     except GrmpScoreError as error:

@@ -14,13 +14,13 @@ import torch
 
 from grmp_score.config import ModelConfig
 from grmp_score.errors import DataError, GrmpScoreError, ImageReadError
-from grmp_score.images import read_image
-from grmp_score.model import QualityCLIP
-from grmp_score.patches import make_patches
-from grmp_score.trainer import activations
-from grmp_score.trainer.activations import compute_activations, native_precision, read_ahead, teacher_of
-from grmp_score.trainer.labels import Labels
-from grmp_score.weights import Weights
+from grmp_score.images.read import read_image
+from grmp_score.model.patches import make_patches
+from grmp_score.model.quality_clip import QualityCLIP
+from grmp_score.trainer.adapt import activations
+from grmp_score.trainer.adapt.activations import compute_activations, native_precision, read_ahead, teacher_of
+from grmp_score.trainer.data.labels import Labels
+from grmp_score.weights.folder import Weights
 
 from .conftest import random_weights, randomise
 from .fewshot_data import make_labels

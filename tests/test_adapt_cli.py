@@ -23,9 +23,9 @@ from grmp_score.cli import progress
 from grmp_score.cli.main import cli
 from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
 from grmp_score.scorer import Scorer
-from grmp_score.trainer.fewshot import FewShotConfig, HistoryRow, Progress
-from grmp_score.trainer.finetune import adapt
-from grmp_score.trainer.labels import read_labels
+from grmp_score.trainer.adapt.fewshot import FewShotConfig, HistoryRow, Progress
+from grmp_score.trainer.adapt.run import adapt
+from grmp_score.trainer.data.labels import read_labels
 
 from .cli_tools import ROOT
 from .conftest import TINY_CLIP, Photo, make_photo, random_weights
@@ -266,7 +266,7 @@ def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(config)
         raise _Stopped
 
-    monkeypatch.setattr("grmp_score.trainer.finetune.adapt", stop)
+    monkeypatch.setattr("grmp_score.trainer.adapt.run.adapt", stop)
     with pytest.raises(_Stopped):
         run("--labels", "mine.csv", "-m", "tiny")
     assert seen == [FewShotConfig()] and left_behind() == []

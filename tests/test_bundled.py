@@ -13,8 +13,8 @@ from PIL import Image
 
 from grmp_score import Scorer
 from grmp_score.config import IMAGENET_MEAN, IMAGENET_STD
-from grmp_score.trainer.distortions import distort
-from grmp_score.weights import BUNDLED
+from grmp_score.trainer.data.distortions import distort
+from grmp_score.weights.folder import BUNDLED
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "examples" / "photos"

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from grmp_score import cache as cache_module
-from grmp_score.cache import Entry, FileState, ScoreCache
 from grmp_score.errors import CacheError
+from grmp_score.pipeline import cache as cache_module
+from grmp_score.pipeline.cache import Entry, FileState, ScoreCache
 from grmp_score.score import Score
 from grmp_score.scorer import Scorer
-from grmp_score.weights import Weights
+from grmp_score.weights.folder import Weights
 
 from .cli_tools import ROOT
 from .conftest import make_photo, random_weights
@@ -121,7 +121,7 @@ def test_trusted_files_are_not_read(
     plain = list(scorer.score_many(files))
     with ScoreCache(tmp_path / "c.sqlite", trust_mtime=True) as cache:
         assert list(scorer.score_many(files, cache=cache)) == plain
-        monkeypatch.setattr("grmp_score.prepare.image_bytes", None)
+        monkeypatch.setattr("grmp_score.pipeline.prepare.image_bytes", None)
         assert list(scorer.score_many(files, cache=cache)) == plain
         monkeypatch.undo()
         make_photo(60, 50, seed=9).save(files[0])
@@ -156,7 +156,7 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
     code = f"""
 import sys
 sys.path.insert(0, {ROOT!r})
-from grmp_score.cache import Entry, ScoreCache
+from grmp_score.pipeline.cache import Entry, ScoreCache
 with ScoreCache(sys.argv[1]) as cache:
     for i in range(50):
         cache.put(f"sha256:{{i:064x}}", sys.argv[2].encode(), Entry((i / 50,), i, i))

@@ -25,10 +25,10 @@ from grmp_score import __version__, weights
 from grmp_score.cli.main import COMMANDS, cli, main
 from grmp_score.cli.progress import progress_bar
 from grmp_score.config import ModelConfig
-from grmp_score.inputs import find_images
+from grmp_score.images.find import find_images
 from grmp_score.report.rows import FIELDS
 from grmp_score.scorer import Scorer
-from grmp_score.trainer import sources
+from grmp_score.trainer.data import sources
 
 from .cli_tools import MAIN, ROOT, assert_usage_error, process, run, run_jsonl
 from .conftest import make_photo

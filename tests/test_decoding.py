@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageFile
 
-from grmp_score import turn
 from grmp_score.errors import ConfigError, ImageReadError, MissingExtraError
-from grmp_score.guard import decoding
-from grmp_score.images import image_bytes, read_image
+from grmp_score.images import orientation as turn
+from grmp_score.images.pillow import decoding
+from grmp_score.images.read import image_bytes, read_image
 
 from .conftest import make_photo
 from .odd_pictures import deep, dng, encoded, oriented, png16, tiff, wide_gamut_profile

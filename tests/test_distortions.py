@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import features
 
-from grmp_score.trainer.distortions import DISTORTIONS, LEVELS, distort, filters, noise, spatial
+from grmp_score.trainer.data.distortions import DISTORTIONS, LEVELS, distort, filters, noise, spatial
 
 RANDOM = {
     "motion_blur",
@@ -183,7 +183,7 @@ def test_a_missing_codec_is_named(name: str, codec: str, monkeypatch: pytest.Mon
 def test_importing_the_distortions_is_light() -> None:
     """Neither torch nor SciPy, OpenCV or scikit-image is loaded, even after use."""
     code = (
-        "import sys, numpy as np; from grmp_score.trainer.distortions import DISTORTIONS, distort;"
+        "import sys, numpy as np; from grmp_score.trainer.data.distortions import DISTORTIONS, distort;"
         "[distort(np.zeros((16, 16, 3), np.uint8), n, 3) for n in DISTORTIONS];"
         "print(sorted({'torch', 'scipy', 'cv2', 'skimage'} & set(sys.modules)))"
     )

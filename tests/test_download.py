@@ -13,8 +13,8 @@ from safetensors.torch import save as to_bytes
 from grmp_score import weights
 from grmp_score.cli.main import cli
 from grmp_score.scorer import Scorer
-from grmp_score.tensors import TensorFile
-from grmp_score.weights import Weights
+from grmp_score.weights.folder import Weights
+from grmp_score.weights.tensors import TensorFile
 
 from .conftest import make_photo
 from .hub_server import HubServer

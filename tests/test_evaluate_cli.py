@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 
 from grmp_score.cli.main import cli
 from grmp_score.config import Backbone, ModelConfig, Preprocess
-from grmp_score.metrics import srcc
 from grmp_score.scorer import Scorer
-from grmp_score.trainer.labels import read_labels
+from grmp_score.trainer.data.labels import read_labels
+from grmp_score.trainer.metrics import srcc
 
 from .cli_tools import MAIN, ROOT
 from .conftest import TINY_CLIP, make_photo, random_weights

@@ -23,9 +23,9 @@ from huggingface_hub import HfApi
 from grmp_score import weights
 from grmp_score.cli.main import COMMANDS, DEFAULT, cli
 from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
-from grmp_score.model import QualityCLIP
-from grmp_score.trainer import sources
-from grmp_score.weights import Weights
+from grmp_score.model.quality_clip import QualityCLIP
+from grmp_score.trainer.data import sources
+from grmp_score.weights.folder import Weights
 
 from .conftest import TINY_CLIP, make_photo, randomise
 from .hub_server import HubServer

@@ -16,9 +16,9 @@ from PIL import Image, ImageFilter
 from grmp_score import ImageReadError, Scorer
 from grmp_score.config import Preprocess
 from grmp_score.explain import DENSE_PATCHES, MAP_SIZE, dense_layout, heat_map
-from grmp_score.images import read_image
-from grmp_score.patches import cut_patches, make_patches, patch_boxes, patch_corners, patch_layout, resize
-from grmp_score.weights import Weights
+from grmp_score.images.read import read_image
+from grmp_score.model.patches import cut_patches, make_patches, patch_boxes, patch_corners, patch_layout, resize
+from grmp_score.weights.folder import Weights
 
 from .conftest import Photo, make_photo
 from .test_patches import preprocesses

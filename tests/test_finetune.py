@@ -20,23 +20,23 @@ from torch import Tensor
 
 from grmp_score.config import LabelScale, ModelConfig
 from grmp_score.errors import ConfigError, DataError, GrmpScoreError
-from grmp_score.images import read_image
-from grmp_score.metrics import srcc
-from grmp_score.model import quality_loss
-from grmp_score.patches import make_patches
+from grmp_score.images.read import read_image
+from grmp_score.model.patches import make_patches
+from grmp_score.model.quality_clip import quality_loss
 from grmp_score.scorer import Scorer
-from grmp_score.trainer import crossval, measure, tuning
-from grmp_score.trainer.activations import compute_activations, teacher_of
-from grmp_score.trainer.crossval import best_epoch, make_folds, steps_to_come
-from grmp_score.trainer.finetune import Adapted, FewShotConfig, HistoryRow, Progress, adapt
-from grmp_score.trainer.labels import Labels, draw_shots, read_labels
-from grmp_score.trainer.phases import phases_of, trained_names
-from grmp_score.trainer.protocol import evaluate
-from grmp_score.trainer.qgr import project, semantic_loss
-from grmp_score.trainer.ridge import fit_ridge
-from grmp_score.trainer.session import CHECKPOINT
-from grmp_score.trainer.tuning import Training
-from grmp_score.weights import Weights
+from grmp_score.trainer.adapt import crossval, measure, tuning
+from grmp_score.trainer.adapt.activations import compute_activations, teacher_of
+from grmp_score.trainer.adapt.crossval import best_epoch, make_folds, steps_to_come
+from grmp_score.trainer.adapt.phases import phases_of, trained_names
+from grmp_score.trainer.adapt.qgr import project, semantic_loss
+from grmp_score.trainer.adapt.ridge import fit_ridge
+from grmp_score.trainer.adapt.run import Adapted, FewShotConfig, HistoryRow, Progress, adapt
+from grmp_score.trainer.adapt.session import CHECKPOINT
+from grmp_score.trainer.adapt.tuning import Training
+from grmp_score.trainer.data.labels import Labels, draw_shots, read_labels
+from grmp_score.trainer.evaluation import evaluate
+from grmp_score.trainer.metrics import srcc
+from grmp_score.weights.folder import Weights
 
 from .conftest import random_weights
 from .fewshot_data import make_labels, make_scorer
@@ -730,9 +730,9 @@ SCRIPT = """
     from pathlib import Path
     torch.set_num_threads(1)
     from grmp_score.scorer import Scorer
-    from grmp_score.trainer import crossval
-    from grmp_score.trainer.finetune import FewShotConfig, adapt
-    from grmp_score.trainer.labels import read_labels
+    from grmp_score.trainer.adapt import crossval
+    from grmp_score.trainer.adapt.run import FewShotConfig, adapt
+    from grmp_score.trainer.data.labels import read_labels
 
     original = crossval.best_epoch
     crossval.best_epoch = lambda curves, t: (len(curves[0]) - 1, original(curves, t)[1])

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 
 from grmp_score.config import LabelScale, ModelConfig
 from grmp_score.errors import ConfigError, MissingExtraError
-from grmp_score.frames import COLUMNS, PatchDataset, score_frame, score_prepared
+from grmp_score.integrations.frames import COLUMNS, PatchDataset, score_frame, score_prepared
 from grmp_score.scorer import Scorer
-from grmp_score.weights import Weights
+from grmp_score.weights.folder import Weights
 
 from .conftest import make_photo, random_weights
 

@@ -12,14 +12,14 @@ import torch
 from torch.nn.functional import normalize
 
 from grmp_score.errors import ConfigError
-from grmp_score.metrics import srcc
 from grmp_score.scorer import Scorer
-from grmp_score.trainer.activations import compute_activations, teacher_of
-from grmp_score.trainer.fewshot import FewShotConfig
-from grmp_score.trainer.finetune import adapt
-from grmp_score.trainer.head import LENGTH, MIN_IMAGES, NOISES, _average, _towards_normal, fit_head, stretch
-from grmp_score.trainer.labels import Labels
-from grmp_score.weights import Weights
+from grmp_score.trainer.adapt.activations import compute_activations, teacher_of
+from grmp_score.trainer.adapt.fewshot import FewShotConfig
+from grmp_score.trainer.adapt.head import LENGTH, MIN_IMAGES, NOISES, _average, _towards_normal, fit_head, stretch
+from grmp_score.trainer.adapt.run import adapt
+from grmp_score.trainer.data.labels import Labels
+from grmp_score.trainer.metrics import srcc
+from grmp_score.weights.folder import Weights
 
 from .conftest import random_weights
 from .fewshot_data import make_labels, make_scorer

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from grmp_score import weights
-from grmp_score.cache import ScoreCache
 from grmp_score.errors import ConfigError, WeightsError
+from grmp_score.pipeline.cache import ScoreCache
 from grmp_score.scorer import Scorer
-from grmp_score.weights import ADAPTER, BACKBONE, CONFIG, Weights
+from grmp_score.weights.folder import ADAPTER, BACKBONE, CONFIG, Weights
 
 from .cli_tools import assert_usage_error, process, run, run_jsonl
 from .conftest import Photo, make_photo

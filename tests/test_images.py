@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from grmp_score.errors import ImageReadError, ImageTooLargeError
-from grmp_score.images import read_image
+from grmp_score.images.read import read_image
 
 from .conftest import Photo, make_photo
 

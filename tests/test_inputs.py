@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from grmp_score.errors import MissingExtraError
-from grmp_score.inputs import find_images, read_list
+from grmp_score.images.find import find_images, read_list
 
 
 @pytest.fixture

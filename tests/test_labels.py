@@ -16,8 +16,8 @@ from scipy import stats
 
 from grmp_score.config import LabelScale
 from grmp_score.errors import DataError
-from grmp_score.trainer.labels import Labels, check_images, draw_shots, folds, read_labels
-from grmp_score.trainer.raters import MIN_COMMON, rater_agreement
+from grmp_score.trainer.data.labels import Labels, check_images, draw_shots, folds, read_labels
+from grmp_score.trainer.data.raters import MIN_COMMON, rater_agreement
 
 from .conftest import make_photo
 

@@ -17,11 +17,17 @@ from torch import Tensor
 
 from grmp_score.config import ModelConfig
 from grmp_score.errors import ConfigError, DataError, GrmpScoreError
-from grmp_score.model import QualityCLIP
-from grmp_score.trainer import meta
-from grmp_score.trainer.meta import MetaConfig, MetaTrainer, split_references, trained_parameters, write_log
-from grmp_score.trainer.prepared import Prepared
-from grmp_score.trainer.sources import CLEAN, KADID10K_TASKS, TID2013_TASKS, Item
+from grmp_score.model.quality_clip import QualityCLIP
+from grmp_score.trainer.data.sources import CLEAN, KADID10K_TASKS, TID2013_TASKS, Item
+from grmp_score.trainer.pretrain import meta
+from grmp_score.trainer.pretrain.crops import Prepared
+from grmp_score.trainer.pretrain.meta import (
+    MetaConfig,
+    MetaTrainer,
+    split_references,
+    trained_parameters,
+    write_log,
+)
 
 from .conftest import randomise
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from grmp_score.metrics import (
+from grmp_score.trainer.metrics import (
     average_ranks,
     bootstrap_interval,
     fit_logistic,

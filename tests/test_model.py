@@ -11,11 +11,11 @@ import torch
 from open_clip.model import CLIP
 from torch import Tensor
 
-from grmp_score import backbone
 from grmp_score.config import SCENES, Backbone, ModelConfig, PromptConfig
 from grmp_score.errors import ConfigError
-from grmp_score.model import QualityCLIP, p_high, quality_loss
-from grmp_score.weights import Weights
+from grmp_score.model import towers as backbone
+from grmp_score.model.quality_clip import QualityCLIP, p_high, quality_loss
+from grmp_score.weights.folder import Weights
 
 from .conftest import TINY_CLIP, randomise
 

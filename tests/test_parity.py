@@ -18,13 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from grmp_score import backbone, official, weights
+from grmp_score import weights
 from grmp_score.config import IMAGENET_MEAN, IMAGENET_STD
 from grmp_score.errors import WeightsError
-from grmp_score.model import p_high
-from grmp_score.official import load_official
-from grmp_score.patches import normalise
+from grmp_score.model import towers as backbone
+from grmp_score.model.patches import normalise
+from grmp_score.model.quality_clip import p_high
 from grmp_score.scorer import Scorer
+from grmp_score.weights import official
+from grmp_score.weights.official import load_official
 
 from .conftest import make_photo
 from .parity import reference_state

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from grmp_score import official, weights
+from grmp_score import weights
 from grmp_score.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocess
 from grmp_score.errors import ConfigError
-from grmp_score.patches import make_patches, patch_corners, resize
+from grmp_score.model.patches import make_patches, patch_corners, resize
+from grmp_score.weights import official
 
 from .conftest import make_photo
 

@@ -16,10 +16,10 @@ from PIL import Image
 
 from grmp_score.errors import MissingExtraError
 from grmp_score.report.plots import plot_scatter, plot_training
-from grmp_score.trainer.fewshot import HistoryRow
-from grmp_score.trainer.labels import Labels
-from grmp_score.trainer.measure import Predictions
-from grmp_score.trainer.protocol import agreement
+from grmp_score.trainer.adapt.fewshot import HistoryRow
+from grmp_score.trainer.adapt.measure import Predictions
+from grmp_score.trainer.data.labels import Labels
+from grmp_score.trainer.evaluation import agreement
 
 
 def make_history(

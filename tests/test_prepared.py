@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from grmp_score.errors import DataError, GrmpScoreError, ImageReadError, MissingExtraError
-from grmp_score.trainer import prepared, sources
-from grmp_score.trainer.distortions import LEVELS
-from grmp_score.trainer.prepared import SCALES, Prepared, load_prepared, prepare
-from grmp_score.trainer.sources import CLEAN, Item, references_items
+from grmp_score.trainer.data import sources
+from grmp_score.trainer.data.distortions import LEVELS
+from grmp_score.trainer.data.sources import CLEAN, Item, references_items
+from grmp_score.trainer.pretrain import crops as prepared
+from grmp_score.trainer.pretrain.crops import SCALES, Prepared, load_prepared, prepare
 
 from .conftest import make_photo
 from .test_quality_labels import photo as photo_like

@@ -16,14 +16,14 @@ from scipy.stats import spearmanr
 from grmp_score import weights
 from grmp_score.config import ModelConfig, PromptConfig
 from grmp_score.errors import ConfigError, GrmpScoreError, MissingExtraError, WeightsError
-from grmp_score.model import QualityCLIP
+from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.scorer import Scorer
-from grmp_score.trainer import pretrain as stage_1
-from grmp_score.trainer.evaluate import Evaluation, encode, evaluate, predict
-from grmp_score.trainer.meta import LogRow, MetaConfig, MetaTrainer
-from grmp_score.trainer.prepared import Prepared
-from grmp_score.trainer.pretrain import base_config, new_model, plot_log, pretrain
-from grmp_score.weights import Weights
+from grmp_score.trainer.pretrain import run as stage_1
+from grmp_score.trainer.pretrain.crops import Prepared
+from grmp_score.trainer.pretrain.held_out import Evaluation, encode, evaluate, predict
+from grmp_score.trainer.pretrain.meta import LogRow, MetaConfig, MetaTrainer
+from grmp_score.trainer.pretrain.run import base_config, new_model, plot_log, pretrain
+from grmp_score.weights.folder import Weights
 
 from .conftest import Photo, randomise
 from .test_meta import ALL_TRAINED, assert_equal, state_of, toy_data

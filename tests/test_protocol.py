@@ -13,9 +13,9 @@ from scipy import stats
 
 from grmp_score.errors import DataError
 from grmp_score.scorer import Score, Scorer
-from grmp_score.trainer.labels import Labels
-from grmp_score.trainer.protocol import MIN_ROWS, agreement, evaluate
-from grmp_score.weights import Weights
+from grmp_score.trainer.data.labels import Labels
+from grmp_score.trainer.evaluation import MIN_ROWS, agreement, evaluate
+from grmp_score.weights.folder import Weights
 
 from .conftest import make_photo
 

@@ -15,10 +15,10 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from grmp_score.config import ModelConfig
-from grmp_score.model import QualityCLIP, quality_loss
-from grmp_score.trainer.fewshot import FewShotConfig
-from grmp_score.trainer.phases import trained_names
-from grmp_score.trainer.qgr import project, semantic_loss
+from grmp_score.model.quality_clip import QualityCLIP, quality_loss
+from grmp_score.trainer.adapt.fewshot import FewShotConfig
+from grmp_score.trainer.adapt.phases import trained_names
+from grmp_score.trainer.adapt.qgr import project, semantic_loss
 
 from .conftest import randomise
 

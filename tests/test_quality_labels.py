@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from grmp_score.trainer.distortions import DISTORTIONS, LEVELS, distort
-from grmp_score.trainer.quality_labels import METRICS, full_reference_scores, rank_labels
+from grmp_score.trainer.data.distortions import DISTORTIONS, LEVELS, distort
+from grmp_score.trainer.data.quality_labels import METRICS, full_reference_scores, rank_labels
 
 # Whole numbers keep the monotone maps below exact, so that they neither merge nor split ties.
 columns = st.integers(1, 12).flatmap(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grmp_score.quick_gelu import QuickGELU
+from grmp_score.model.quick_gelu import QuickGELU
 
 
 def formula(x: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ import pytest
 
 from grmp_score.config import Backbone, LabelScale, ModelConfig, Preprocess, PromptConfig
 from grmp_score.errors import MissingExtraError
-from grmp_score.weights import Weights
+from grmp_score.weights.folder import Weights
 
 from .conftest import TINY_CLIP, make_photo, random_weights
 
@@ -120,7 +120,7 @@ def test_a_cluster_that_is_not_there_is_named(tiny_weights: Weights, tmp_path: P
     code = """
 import sys
 from grmp_score.errors import GrmpScoreError
-from grmp_score.ray import score_paths
+from grmp_score.integrations.ray import score_paths
 try:
     next(score_paths(["a.png"], address="auto"))
 except GrmpScoreError as error:
@@ -150,7 +150,7 @@ def test_the_example_runs(tmp_path: Path) -> None:
 
 def test_without_ray_there_is_a_hint(tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the extra."""
-    from grmp_score.ray import score_paths
+    from grmp_score.integrations.ray import score_paths
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"grmp_score\[ray\]"):

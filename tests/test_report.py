@@ -29,7 +29,7 @@ from grmp_score.report.files import replacing
 from grmp_score.report.gallery import Failure, Fence, Gallery, shrink
 from grmp_score.report.html import Facts, link, text, write_page
 from grmp_score.scorer import Score, Scorer
-from grmp_score.weights import Weights
+from grmp_score.weights.folder import Weights
 
 from .conftest import Photo, make_photo
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from grmp_score.trainer.ridge import STRENGTHS, fit_ridge
+from grmp_score.trainer.adapt.ridge import STRENGTHS, fit_ridge
 
 
 def data(n: int, d: int, noise: float = 0.3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

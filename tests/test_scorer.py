@@ -22,11 +22,11 @@ from PIL import Image
 import grmp_score
 from grmp_score.config import ModelConfig
 from grmp_score.errors import ConfigError, ImageReadError
-from grmp_score.inference import on_all_cores
-from grmp_score.model import p_high
-from grmp_score.patches import make_patches
+from grmp_score.model.patches import make_patches
+from grmp_score.model.quality_clip import p_high
+from grmp_score.pipeline.inference import on_all_cores
 from grmp_score.scorer import Score, Scorer
-from grmp_score.weights import Weights
+from grmp_score.weights.folder import Weights
 
 from .conftest import Photo, random_weights
 

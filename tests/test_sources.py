@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from grmp_score.errors import DataError
-from grmp_score.trainer import mixtures, sources
-from grmp_score.trainer.distortions import DISTORTIONS, LEVELS
-from grmp_score.trainer.sources import (
+from grmp_score.trainer.data import mixtures, sources
+from grmp_score.trainer.data.distortions import DISTORTIONS, LEVELS
+from grmp_score.trainer.data.sources import (
     KADID10K_TASKS,
     TID2013_TASKS,
     by_reference,

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grmp_score import stream as stream_module
-from grmp_score.prepare import Prepared
+from grmp_score.pipeline import stream as stream_module
+from grmp_score.pipeline.prepare import Prepared
+from grmp_score.pipeline.stream import MOST, score_stream
 from grmp_score.score import Score
-from grmp_score.stream import MOST, score_stream
 
 
 class Reader:

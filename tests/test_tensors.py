@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from grmp_score.checksum import model_checksum
 from grmp_score.config import ModelConfig
 from grmp_score.errors import WeightsError
-from grmp_score.tensors import TensorFile
-from grmp_score.weights import ADAPTER, BACKBONE, Weights, load
+from grmp_score.weights.checksum import model_checksum
+from grmp_score.weights.folder import ADAPTER, BACKBONE, Weights, load
+from grmp_score.weights.tensors import TensorFile
 
 DTYPES = [
     torch.float16,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
 from grmp_score.errors import ConfigError
-from grmp_score.tokenizer import Tokenizer, make_tokenizer
+from grmp_score.model.tokenizer import Tokenizer, make_tokenizer
 
 TEXTS = [
     "",
@@ -149,7 +149,7 @@ def test_unknown_id_is_a_key_error() -> None:
 
 def test_import_is_light() -> None:
     """Importing the module loads neither torch nor open_clip."""
-    code = "import sys, grmp_score.tokenizer; sys.exit('torch' in sys.modules or 'open_clip' in sys.modules)"
+    code = "import sys, grmp_score.model.tokenizer; sys.exit('torch' in sys.modules or 'open_clip' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

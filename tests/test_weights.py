@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save
 from grmp_score import weights
 from grmp_score.config import Backbone, LabelScale, ModelConfig
 from grmp_score.errors import ConfigError, GrmpScoreError, HubError, WeightsError
-from grmp_score.hub import looks_like_repo, sha256_of
 from grmp_score.scorer import Scorer
-from grmp_score.weights import ADAPTER, BACKBONE, CARD, CONFIG, Weights, load
+from grmp_score.weights.folder import ADAPTER, BACKBONE, CARD, CONFIG, Weights, load
+from grmp_score.weights.hub import looks_like_repo, sha256_of
 
 from .conftest import Photo, random_weights
 from .hub_server import HubServer
@@ -607,7 +607,7 @@ def test_official_checkpoint_from_the_hub(
     hub: HubServer, photo: Photo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A repository and the name of an official file score as the same file in a folder."""
-    monkeypatch.setattr("grmp_score.backbone.architecture", lambda name: SMALL_CLIP)
+    monkeypatch.setattr("grmp_score.model.towers.architecture", lambda name: SMALL_CLIP)
     torch.save(small_state(), tmp_path / "clive_50.pt")
     hub.add_repo("zz/official", {"clive_50.pt": (tmp_path / "clive_50.pt").read_bytes()})
     fetched = values("zz/official", photo, filename="clive_50.pt")

@@ -25,13 +25,13 @@ from grmp_score.cli.options import (
 from grmp_score.cli.output import destination
 from grmp_score.cli.progress import training_progress
 from grmp_score.errors import ConfigError, GrmpScoreError
-from grmp_score.trainer.fewshot import FewShotConfig
+from grmp_score.trainer.adapt.fewshot import FewShotConfig
 
 if TYPE_CHECKING:
     from grmp_score.scorer import Scorer
-    from grmp_score.trainer.finetune import Adapted
-    from grmp_score.trainer.labels import Labels
-    from grmp_score.weights import Weights
+    from grmp_score.trainer.adapt.run import Adapted
+    from grmp_score.trainer.data.labels import Labels
+    from grmp_score.weights.folder import Weights
 
 #: So that the help tells the library's own defaults.
 _DEFAULT = FewShotConfig()
@@ -219,8 +219,8 @@ def _adapt(
     scorer: Scorer, labels: Labels, test: Labels | None, config: FewShotConfig, work: Path, resume: bool
 ) -> Adapted:
     """`adapt` with a bar; a work folder that nothing can be continued from is removed."""
-    from grmp_score.trainer.finetune import adapt
-    from grmp_score.trainer.session import CHECKPOINT
+    from grmp_score.trainer.adapt.run import adapt
+    from grmp_score.trainer.adapt.session import CHECKPOINT
 
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -294,7 +294,7 @@ def _write(adapted: Adapted, weights: Weights, work: Path, output: Path, unit: s
 
 def _repository(model: str | None) -> str | None:
     """The Hub repository that ``--model`` names, if it does."""
-    from grmp_score.weights import BUNDLED, CONFIG
+    from grmp_score.weights.folder import BUNDLED, CONFIG
 
     local = model is None or Path(model).exists() or (BUNDLED / model / CONFIG).is_file()
     return None if local else model

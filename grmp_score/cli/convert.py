@@ -24,7 +24,7 @@ def command(checkpoint: Path, output: Path, name: str | None) -> None:
       grmp-score convert clive_50_prompt_lda_5.0.pt -o clive-50
       grmp-score photos/ --model clive-50
     """
-    from grmp_score.official import load_official
+    from grmp_score.weights.official import load_official
 
     weights = load_official(checkpoint, name=name)
     weights.save(output)

@@ -12,7 +12,7 @@ import click
 from grmp_score.cli.completion import complete_model
 
 if TYPE_CHECKING:
-    from grmp_score.weights import Weights
+    from grmp_score.weights.folder import Weights
 
 
 @click.command()
@@ -63,7 +63,7 @@ def command(model: str, filename: str | None, revision: str | None, output: Path
 
 
 def _checkpoint(model: str, filename: str, revision: str | None) -> tuple[Weights, list[Path]]:
-    from grmp_score import hub, official
+    from grmp_score.weights import hub, official
 
     folder = Path(model)
     file = folder / filename if folder.is_dir() else hub.fetch_file(model, filename, revision=revision)
@@ -72,9 +72,10 @@ def _checkpoint(model: str, filename: str, revision: str | None) -> tuple[Weight
 
 def _files(model: str, revision: str | None, loaded: Weights) -> list[Path]:
     """The files of a model that `weights.load` has just read: no network is needed to find them."""
-    from grmp_score import hub, weights
+    from grmp_score import weights
     from grmp_score.errors import HubError
-    from grmp_score.tensors import TensorFile
+    from grmp_score.weights import hub
+    from grmp_score.weights.tensors import TensorFile
 
     folder = next((p for p in (Path(model), weights.BUNDLED / model) if p.is_dir()), None)
     names = [weights.CONFIG, weights.ADAPTER, weights.CARD]

@@ -77,7 +77,7 @@ def command(
         labels.column(by)  # a misspelt name is better found before the scoring
     warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files are named at the end
     scorer = open_scorer(model, filename, revision, device=device, patches=patches)
-    from grmp_score.trainer.protocol import evaluate
+    from grmp_score.trainer.evaluation import evaluate
 
     with destination(output) as stream:
         with progress_bar("Scoring", len(labels), unit="images") as advance:

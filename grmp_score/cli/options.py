@@ -13,7 +13,7 @@ from grmp_score.errors import DataError
 
 if TYPE_CHECKING:
     from grmp_score.scorer import Scorer
-    from grmp_score.trainer.labels import Labels
+    from grmp_score.trainer.data.labels import Labels
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -109,7 +109,7 @@ def open_labels(
     minimum: int = 5,
 ) -> Labels:
     """Reads labels; the hints of errors name options of the command line."""
-    from grmp_score.trainer.labels import read_labels
+    from grmp_score.trainer.data.labels import read_labels
 
     try:
         return read_labels(

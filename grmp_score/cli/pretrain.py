@@ -127,9 +127,11 @@ def command(
         raise click.UsageError("give at least one of --references, --kadid10k, --tid2013")
     from grmp_score import weights
     from grmp_score.config import PromptConfig
-    from grmp_score.inference import pick_device
-    from grmp_score.trainer import prepared, pretrain, sources
-    from grmp_score.trainer.meta import LogRow, MetaConfig, MetaTrainer
+    from grmp_score.pipeline.inference import pick_device
+    from grmp_score.trainer.data import sources
+    from grmp_score.trainer.pretrain import crops as prepared
+    from grmp_score.trainer.pretrain import run as pretrain
+    from grmp_score.trainer.pretrain.meta import LogRow, MetaConfig, MetaTrainer
 
     meta = MetaConfig(**settings)
     if (output / weights.CONFIG).exists() and not resume:

@@ -15,7 +15,7 @@ import click
 from grmp_score import __version__
 from grmp_score.cli.options import check_source, device_option, model_options, open_scorer, patches_option
 from grmp_score.cli.progress import progress_bar
-from grmp_score.inputs import find_images
+from grmp_score.images.find import find_images
 
 _OUTSIDE = (
     "a link that leads out of the folders named; it was not read (name the folder it leads to, if it belongs here)"
@@ -99,9 +99,9 @@ def command(
         raise click.UsageError(f"no images found in: {', '.join(paths)}")
     warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files become errors of the page, not warnings
 
-    from grmp_score.cache import ScoreCache
-    from grmp_score.images import MAX_PIXELS
+    from grmp_score.images.read import MAX_PIXELS
     from grmp_score.meaning import thresholds
+    from grmp_score.pipeline.cache import ScoreCache
     from grmp_score.report.gallery import Failure, Fence, Gallery
     from grmp_score.report.html import Facts, write_page
 

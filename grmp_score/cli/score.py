@@ -40,7 +40,7 @@ from grmp_score.report.writers import (
 )
 
 if TYPE_CHECKING:
-    from grmp_score.cache import ScoreCache
+    from grmp_score.pipeline.cache import ScoreCache
     from grmp_score.score import Score
     from grmp_score.scorer import Scorer
 
@@ -183,8 +183,8 @@ def scored(settings: Settings, scorer: Scorer, names: Iterable[str], cache: Scor
     """The scores, computed here or on a Ray cluster."""
     if settings.engine == "local":
         return scorer.score_many(names, cache=cache)
-    from grmp_score.cluster import ray_data
-    from grmp_score.ray import score_paths
+    from grmp_score.integrations.ray import score_paths
+    from grmp_score.integrations.ray_cluster import ray_data
 
     ray_data()  # what is missing is said before anything is written
     return score_paths(
@@ -211,7 +211,7 @@ def explain(scorer: Scorer, path: str, folder: Path) -> None:
 
 
 def open_cache(settings: Settings) -> ScoreCache:
-    from grmp_score.cache import ScoreCache
+    from grmp_score.pipeline.cache import ScoreCache
 
     assert settings.cache is not None
     return ScoreCache(settings.cache, trust_mtime=settings.trust_mtime)

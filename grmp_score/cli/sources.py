@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from grmp_score.cli.progress import Advance
-from grmp_score.inputs import find_images, read_list
+from grmp_score.images.find import find_images, read_list
 
 STDIN = "-"
 

@@ -13,8 +13,8 @@ from grmp_score.report.console import console_on
 from grmp_score.report.rows import printable
 
 if TYPE_CHECKING:  # neither is needed to show --help
-    from grmp_score.trainer.fewshot import HistoryRow
-    from grmp_score.trainer.measure import Predictions
+    from grmp_score.trainer.adapt.fewshot import HistoryRow
+    from grmp_score.trainer.adapt.measure import Predictions
 
 #: Entry of the results -> who it is about.
 CONTENDERS = {"before": "un-adapted model", "ridge": "ridge regression", "after": "adapted model"}
@@ -37,7 +37,7 @@ def complete(results: dict[str, Any], predictions: Predictions | None) -> dict[s
     """
     import numpy as np
 
-    from grmp_score.metrics import Fit, bootstrap_interval, krcc, srcc_rows
+    from grmp_score.trainer.metrics import Fit, bootstrap_interval, krcc, srcc_rows
 
     unscored = [{**image, "path": printable(image["path"])} for image in results["unscored"]]
     published = {**results, "unscored": unscored, "gain": None}

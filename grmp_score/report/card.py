@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # these take seconds to import
     from huggingface_hub import EvalResult
 
     from grmp_score.config import ModelConfig
-    from grmp_score.weights import Weights
+    from grmp_score.weights.folder import Weights
 
 TAGS = ["image-quality-assessment", "no-reference-iqa", "prompt-learning", "few-shot"]
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from grmp_score import __version__
 from grmp_score.meaning import CLEAN, WORST, thresholds
-from grmp_score.tensors import TensorFile
+from grmp_score.weights.tensors import TensorFile
 
 if TYPE_CHECKING:
     from grmp_score.config import LabelScale, ModelConfig, Preprocess
-    from grmp_score.weights import Weights
+    from grmp_score.weights.folder import Weights
 
 #: Names under which what computes a score is installed.
 LIBRARIES = ("torch", "open_clip_torch", "huggingface_hub", "safetensors", "pillow", "numpy")
@@ -29,7 +29,7 @@ def facts(weights: Weights) -> dict[str, Any]:
     Raises:
         WeightsError: the tensors do not make a model.
     """
-    from grmp_score.checksum import model_checksum
+    from grmp_score.weights.checksum import model_checksum
 
     state = weights.build().state_dict()
     return {

@@ -12,9 +12,9 @@ from grmp_score.report.rows import short_names
 if TYPE_CHECKING:  # neither is needed to show --help
     from rich.console import Console
 
-    from grmp_score.trainer.labels import Labels
-    from grmp_score.trainer.protocol import Agreement, EvaluationResult
-    from grmp_score.trainer.raters import RaterAgreement
+    from grmp_score.trainer.data.labels import Labels
+    from grmp_score.trainer.data.raters import RaterAgreement
+    from grmp_score.trainer.evaluation import Agreement, EvaluationResult
 
 FORMATS = ("table", "json")
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from grmp_score.errors import GrmpScoreError
-from grmp_score.images import read_image
+from grmp_score.images.read import read_image
 from grmp_score.report.colours import colour, colours, ink_on
 from grmp_score.report.files import replacing
 

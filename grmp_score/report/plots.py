@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grmp_score.errors import MissingExtraError
-from grmp_score.metrics import Fit
 from grmp_score.report.adaptation import interval, measured_on, shown
 from grmp_score.report.rows import printable
+from grmp_score.trainer.metrics import Fit
 
 if TYPE_CHECKING:
-    from grmp_score.trainer.fewshot import HistoryRow
-    from grmp_score.trainer.measure import Predictions
+    from grmp_score.trainer.adapt.fewshot import HistoryRow
+    from grmp_score.trainer.adapt.measure import Predictions
 
 _PHASES = {"head": "in closed form", "text": "text side first", "all": "everything that is trained"}
 _FINAL, _FOLD, _MEAN, _MARK = "tab:blue", "0.7", "tab:orange", "tab:red"

@@ -1,0 +1,1 @@
+"""Scores inside other tools: pandas, DataLoader, Ray."""

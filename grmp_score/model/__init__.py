@@ -1,0 +1,1 @@
+"""The paper's model: normalised patches -> p(high quality)."""

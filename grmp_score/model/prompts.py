@@ -1,0 +1,112 @@
+"""The learned prompts: text context vectors and deep visual prompt tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from grmp_score.config import PromptConfig
+from grmp_score.errors import ConfigError
+from grmp_score.model import towers as backbone
+from grmp_score.model.tokenizer import make_tokenizer
+
+if TYPE_CHECKING:
+    from open_clip.model import CLIP
+
+#: Word whose embedding the context vectors replace (authors' code).
+PLACEHOLDER = "X"
+
+
+class TextPrompt(nn.Module):
+    """``v_1 .. v_M high quality.`` and ``v_1 .. v_M low quality.`` with learned v (METHOD section 1).
+
+    Attributes:
+        ctx: [M, W_text] context vectors, one set shared by both classes; N(0, 0.02^2) at the start.
+        tokens: [2, T] token ids of "X X X X high quality." and "X X X X low quality." (the full stop follows
+            the authors' code).
+        scene_tokens: [9, T] token ids of the scene prompts.
+    """
+
+    tokens: Tensor
+    scene_tokens: Tensor
+
+    def __init__(self, clip: CLIP, prompts: PromptConfig, scenes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.ctx = nn.Parameter(torch.empty(prompts.n_ctx, clip.positional_embedding.shape[1]))
+        nn.init.normal_(self.ctx, std=0.02)
+        tokenizer = make_tokenizer(clip.vocab_size, clip.context_length)
+        stem = " ".join([PLACEHOLDER] * prompts.n_ctx)
+        quality = [f"{stem} {phrase}." for phrase in prompts.classes]
+        scene = [f"a photo of a {s}" for s in scenes]
+        for text in (*quality, *scene):
+            length = len(tokenizer.encode(text)) + 2
+            if length > clip.context_length:
+                # The tokenizer would cut the class words off, and all classes would be alike.
+                raise ConfigError(f"the prompt {text!r} has {length} tokens, more than {clip.context_length}")
+        self.register_buffer("tokens", tokenizer(quality), persistent=False)
+        self.register_buffer("scene_tokens", tokenizer(scene), persistent=False)
+
+    def quality_features(self, clip: CLIP) -> Tensor:
+        """Text features [2, D] of the two classes, high first; differentiable in ``ctx``."""
+        embedded = backbone.embed_text(clip, self.tokens)
+        context = self.ctx.expand(len(embedded), -1, -1)
+        embedded = torch.cat([embedded[:, :1], context, embedded[:, 1 + len(self.ctx) :]], dim=1)
+        return backbone.encode_text(clip, embedded, backbone.end_of_text(self.tokens))
+
+    def scene_features(self, clip: CLIP) -> Tensor:
+        """Text features [9, D] of the scene prompts; they hold no learned context."""
+        embedded = backbone.embed_text(clip, self.scene_tokens)
+        return backbone.encode_text(clip, embedded, backbone.end_of_text(self.scene_tokens))
+
+
+class DeepVisualPrompts(nn.Module):
+    """n learned tokens for every block of the image tower (eq. 1, VPT-deep).
+
+    While they are trained from scratch, one shared linear map ``proj`` [W, W] is applied to every prompt, as in
+    the authors' code.  Prompts do not depend on the image, so `fold` multiplies it in once and drops it; saved
+    weights are always folded.
+
+    Attributes:
+        tokens: [L, n, W].
+        proj: the shared linear map, or None when folded.
+        norm: the authors' extra LayerNorm (eps 1e-6) after the last block, or None.
+        dropout: applied to the projected prompts in training (authors: 0.1).
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        n: int,
+        width: int,
+        *,
+        patch_size: int,
+        norm: bool,
+        proj: bool,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.empty(layers, n, width))
+        bound = (6.0 / (3 * patch_size**2 + width)) ** 0.5
+        nn.init.uniform_(self.tokens, -bound, bound)
+        self.proj: nn.Linear | None = None
+        if proj:
+            self.proj = nn.Linear(width, width)
+            nn.init.kaiming_normal_(self.proj.weight, a=0, mode="fan_out")
+            nn.init.zeros_(self.proj.bias)
+        self.norm: nn.LayerNorm | None = nn.LayerNorm(width, eps=1e-6) if norm else None
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self) -> Tensor:
+        """Prompt tokens [L, n, W] as they enter the blocks."""
+        tokens: Tensor = self.tokens if self.proj is None else self.proj(self.tokens)
+        dropped: Tensor = self.dropout(tokens)
+        return dropped
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Multiplies ``proj`` into ``tokens`` and removes it; `forward` gives the same values afterwards."""
+        if self.proj is not None:
+            self.tokens = nn.Parameter(self.proj(self.tokens))
+            self.proj = None

@@ -1,0 +1,1 @@
+"""Many images: reading ahead, batches, devices and the cache of scores."""

@@ -1,0 +1,1 @@
+"""Training data: labels, data sets, distortions."""

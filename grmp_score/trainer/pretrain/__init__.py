@@ -1,0 +1,1 @@
+"""Stage 1: prompts meta-learned over distortion types."""

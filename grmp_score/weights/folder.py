@@ -1,0 +1,304 @@
+"""Weights as files: a folder that equals a Hub repository.
+
+``config.json`` (everything that is not a tensor), ``adapter.safetensors`` (only what was trained, any dtype),
+``backbone.safetensors`` (stand-alone models; others name a Hub file with its checksum) and ``README.md`` (the
+model card).  Loading is strict: every tensor must be expected, present and of the right shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+
+from grmp_score.config import Backbone, ModelConfig
+from grmp_score.errors import HubError, WeightsError
+from grmp_score.weights import hub
+from grmp_score.weights.checksum import model_checksum
+from grmp_score.weights.tensors import Stored, TensorFile, write_tensors
+
+if TYPE_CHECKING:  # what is known without a model takes milliseconds; torch takes seconds
+    import torch
+    from torch import Tensor
+
+    from grmp_score.model.quality_clip import QualityCLIP
+
+CONFIG, ADAPTER, BACKBONE, CARD = "config.json", "adapter.safetensors", "backbone.safetensors", "README.md"
+
+#: Where the weights that come with the package lie, one folder per name.
+BUNDLED = Path(__file__).parents[1] / "bundled"
+DEFAULT_MODEL = "mini"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A configuration with its tensors, not yet a model.
+
+    Attributes:
+        config: contents of ``config.json``.
+        adapter: trained tensors by their name in `QualityCLIP`.
+        backbone: base weights by their name in open_clip.  Like the adapter's, those of a file are a `TensorFile`:
+            nothing is read before it is needed.
+        card: text of the model card.
+        origin: folder, repository or file they came from, for messages.
+    """
+
+    config: ModelConfig
+    adapter: Mapping[str, Tensor]
+    backbone: Mapping[str, Tensor]
+    card: str = ""
+    origin: str = ""
+
+    def backbone_state(self) -> dict[str, Tensor]:
+        """The base weights by their open_clip names."""
+        # Not kept: they are large, and a model has a copy of them.
+        return self.backbone.load() if isinstance(self.backbone, TensorFile) else dict(self.backbone)
+
+    def checksum(self) -> str:
+        """The `model_checksum` of these weights; that of a `Scorer` of them is the same.
+
+        Raises:
+            WeightsError: a file has been replaced since it was opened.
+        """
+        state = {f"clip.{name}": tensor for name, tensor in _stored(self.backbone).items()}
+        return model_checksum(self.config, {**state, **_stored(self.adapter)})
+
+    def build(self) -> QualityCLIP:
+        """Makes the model in float32 on the CPU, in eval mode.
+
+        Raises:
+            WeightsError: tensors are unknown, missing or of the wrong shape.
+        """
+        import torch
+
+        from grmp_score.model.quality_clip import QualityCLIP
+
+        model = QualityCLIP(self.config)
+        expected = model.state_dict()
+        state = {f"clip.{name}": tensor for name, tensor in self.backbone_state().items()}
+        state.update(self.adapter)
+        unknown = sorted(set(state) - set(expected))
+        missing = sorted(set(expected) - set(state))
+        misshapen = [
+            f"{k} (expected {list(expected[k].shape)}, got {list(state[k].shape)})"
+            for k in sorted(set(state) & set(expected))
+            if state[k].shape != expected[k].shape
+        ]
+        problems = [
+            f"{what} tensors: {_some(names)}"
+            for what, names in (("unknown", unknown), ("missing", missing), ("mis-shaped", misshapen))
+            if names
+        ]
+        if problems:
+            raise WeightsError("; ".join(problems), path=self.origin or None)
+        model.load_state_dict({k: v.to(torch.float32) for k, v in state.items()})
+        return model.eval()
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the folder; each file appears complete or not at all, ``config.json`` last."""
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            config = self.config
+            if not isinstance(self.backbone, TensorFile) or config.backbone.repo is None:
+                _save(self.backbone, folder / BACKBONE)
+                local = dataclasses.replace(
+                    config.backbone,
+                    repo=None,
+                    filename=None,
+                    revision=None,
+                    sha256=hub.sha256_of(folder / BACKBONE),
+                )
+                config = dataclasses.replace(config, backbone=local)
+            _save(dict(self.adapter), folder / ADAPTER)
+            for name, text in ((CARD, self.card), (CONFIG, config.to_json())):
+                with _replacing(folder / name) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise WeightsError(f"cannot write weights: {reason}", path=folder) from error
+        return folder
+
+
+class _replacing:
+    """Context manager: write to a temporary sibling, then move it over the target in one step."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __enter__(self) -> Path:
+        handle, name = tempfile.mkstemp(dir=self.target.parent, prefix=f".{self.target.name}.")
+        os.close(handle)
+        self.temporary = Path(name)
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            os.chmod(self.temporary, 0o644)  # whatever the writer made of it
+            os.replace(self.temporary, self.target)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor | Stored]:
+    return tensors.stored() if isinstance(tensors, TensorFile) and not tensors.kept else tensors
+
+
+def _save(tensors: Mapping[str, Tensor], target: Path) -> None:
+    if not isinstance(tensors, TensorFile):
+        with _replacing(target) as temporary:
+            write_tensors(tensors, temporary)
+    elif target.exists() and target.samefile(tensors.path):
+        tensors.check()  # a copy would be another file, and these weights could not be read any more
+    else:
+        with _replacing(target) as temporary:
+            tensors.copy_to(temporary)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def load(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Weights:
+    """Finds and opens weights.
+
+    Configuration, checksums and the headers of the files are checked.  The tensors are read when they are needed;
+    whether they are those that the configuration asks for is known when the model is built.
+
+    Args:
+        source: a folder, the name of a bundled model, a Hub repository id, or None for the bundled default.
+            An existing folder wins over a bundled name, which wins over a repository.
+        revision: branch, tag or commit of the repository.  All files are of the commit that it stands for when
+            the first is asked for, whatever is pushed meanwhile.
+        token: Hub token, or True for the stored one.
+        cache_dir: cache folder instead of the Hub client's own.
+        local_files_only: never use the network.
+
+    Raises:
+        HubError: the repository or a file of it cannot be had.
+        WeightsError: the folder is incomplete or damaged.
+        ConfigError: ``config.json`` is not as expected.
+    """
+    name = os.fspath(source) if source is not None else DEFAULT_MODEL
+    folder = Path(name)
+    if source is None or (not folder.exists() and (BUNDLED / name / CONFIG).is_file()):
+        folder = BUNDLED / name
+    if folder.is_dir():
+        files = {f: folder / f for f in (CONFIG, ADAPTER, BACKBONE, CARD)}
+    elif folder.is_file():
+        raise WeightsError(
+            "is a file, not a weights folder",
+            path=folder,
+            hint="An official .pt checkpoint must be converted first",
+        )
+    elif source is None:
+        raise WeightsError("the bundled model is missing", path=folder, hint="Install grmp_score again")
+    elif not hub.looks_like_repo(name):
+        raise WeightsError("no such folder, and not the form of a Hub repository id (owner/name)", path=name)
+    else:
+        files = {}
+
+    commit = revision
+
+    def file(filename: str) -> Path:
+        if files:
+            if not files[filename].is_file():
+                raise WeightsError(f"not a weights folder: {filename} is missing", path=folder)
+            return files[filename]
+        return hub.fetch_file(
+            name,
+            filename,
+            revision=commit,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+
+    config_file = file(CONFIG)
+    if not files:
+        commit = hub.commit_of(config_file) or revision  # the other files are those of the same commit
+    config = ModelConfig.from_json(_read_text(config_file), path=str(config_file))
+    adapter = TensorFile(file(ADAPTER))
+    base = config.backbone
+    if base.repo is None:
+        backbone_file = file(BACKBONE)
+    else:
+        backbone_file = hub.fetch_file(
+            base.repo,
+            base.filename or OPEN_CLIP_FILE,
+            revision=base.revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+    base_tensors = TensorFile(backbone_file)  # before the checksum, so that a later change is noticed
+    hub.check_sha256(backbone_file, base.sha256)
+    try:
+        card = _read_text(file(CARD))
+    except (WeightsError, HubError):
+        card = ""  # a card is for people; weights work without one
+    return Weights(config, adapter, base_tensors, card, origin=name)
+
+
+#: File with the base weights in open_clip's own Hub repositories.
+OPEN_CLIP_FILE = "open_clip_model.safetensors"
+
+
+def load_base(source: str) -> Weights:
+    """A backbone to train on: that of any weights (see `load`), or ``NAME:TAG`` of open_clip, e.g.
+    ``"ViT-B-16-quickgelu:openai"``, fetched from the Hub with its checksum recorded.
+
+    Raises:
+        HubError, WeightsError, ConfigError: as for `load`.
+    """
+    from grmp_score.model import towers as backbone
+
+    name, separator, tag = source.partition(":")
+    if not separator or Path(source).exists():
+        return load(source)
+    repo = backbone.pretrained_repo(name, tag)
+    file = hub.fetch_file(repo, OPEN_CLIP_FILE)
+    base = Backbone(
+        model_cfg=backbone.architecture(name),
+        name=source,
+        repo=repo,
+        filename=OPEN_CLIP_FILE,
+        sha256=hub.sha256_of(file),
+    )
+    return Weights(ModelConfig(name=source, backbone=base), {}, TensorFile(file), origin=source)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"cannot read it: {error}", path=path) from error
+
+
+def adapter_of(model: QualityCLIP, names: list[str], *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors of ``adapter.safetensors``: prompts, stored text features, and the named parameters.
+
+    Args:
+        model: its `refresh_text` must have been called after the last change.
+        names: further parameters of `QualityCLIP` that were trained.
+        dtype: of the large tensors, None for float16; text features and prompts stay float32.
+    """
+    import torch
+
+    dtype = torch.float16 if dtype is None else dtype
+    state = model.state_dict()
+    small = [k for k in state if not k.startswith("clip.")]
+    return {k: state[k].float() for k in small} | {k: state[k].to(dtype) for k in names}
