@@ -13,7 +13,7 @@ import grmp_score
 ROOT = Path(grmp_score.__file__).parent
 FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
 
-#: Package or module at the top -> those it may import.  Each line names lines above it alone, so there is no circle.
+#: Package or module at the top -> those it may import.  A line names lines above it alone: there is no circle.
 MAY_IMPORT: dict[str, set[str]] = {
     "_moved": set(),
     "errors": set(),
