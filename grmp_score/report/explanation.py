@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from grmp_score.display import colour, colours, ink_on
 from grmp_score.errors import GrmpScoreError
 from grmp_score.files import replacing
 from grmp_score.images.read import read_image
-from grmp_score.report.colours import colour, colours, ink_on
 
 if TYPE_CHECKING:
     from grmp_score.explain import Explanation, PatchValue
