@@ -57,8 +57,8 @@ _EXPLANATION = """
 {{ image(heat_map, "heat map of quality") }}
 </div>
 <div style="display:flex;gap:8px;align-items:center">0 bad
-<div style="height:8px;width:160px;border-radius:4px;background:linear-gradient(to right,
-{%- for share, rgb in scale %} rgb{{ rgb }} {{ "%d" | format(100 * share) }}%{{ "," if not loop.last }}{% endfor %})"></div>
+<div style="height:8px;width:160px;border-radius:4px;background:linear-gradient(to right
+{%- for share, rgb in scale %}, rgb{{ rgb }} {{ "%d" | format(100 * share) }}%{% endfor %})"></div>
 1 good; quality over the image from {{ dense_patches }} patches</div>
 </div>
 """
