@@ -89,6 +89,11 @@ COLUMNS: dict[str, Column] = {
 FIELDS = tuple(COLUMNS)
 
 
+def describe_columns() -> str:
+    """The columns as a help text has them: a line for each, with its name and what it holds."""
+    return "\n".join(f"  {name:<{max(map(len, FIELDS))}}  {column.description}" for name, column in COLUMNS.items())
+
+
 def row(score: AnyScore, weights: WeightsInfo, fields: Sequence[str] = FIELDS) -> dict[str, Value]:
     """One score as a flat record with these fields, in this order; numbers keep their full precision."""
     failed = score.error is not None
