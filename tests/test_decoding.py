@@ -17,8 +17,8 @@ import torch
 from PIL import Image, ImageCms, ImageFile
 
 from grmp_score.errors import ConfigError, ImageReadError, MissingExtraError
-from grmp_score.images import orientation as turn
-from grmp_score.images.pillow import decoding
+from grmp_score.images import orientation as orientations
+from grmp_score.images.decoder_settings import decoder_settings
 from grmp_score.images.read import image_bytes, read_image
 
 from .conftest import make_photo
@@ -156,13 +156,13 @@ def test_orientation_of_a_large_picture(orientation: int, monkeypatch: pytest.Mo
     """The way through the disk, taken by large pictures, gives the same pixels; without a disk there is another."""
     image = make_photo(70, 600)
     data = oriented(image, orientation, "PNG")
-    monkeypatch.setattr(turn, "LARGE", 1)
+    monkeypatch.setattr(orientations, "LARGE", 1)
     assert np.array_equal(pixels(data), np.asarray(image))
 
     def full() -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(turn.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(orientations.tempfile, "TemporaryFile", full)
     assert np.array_equal(pixels(data), np.asarray(image))
 
 
@@ -506,7 +506,7 @@ def test_addresses_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fsspec", None)
     error = refused("s3://bucket/x.png")
     assert error.path == "s3://bucket/x.png" and "fsspec" in error.reason
-    assert isinstance(error.__cause__, MissingExtraError) and "grmp_score[remote]" in str(error.hint)
+    assert isinstance(error.__cause__, MissingExtraError) and "grmp_score[remote]" in error.reason
 
 
 # ------------------------------------------------------------------------ quietness
@@ -545,5 +545,5 @@ def test_truncated_files_stay_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(make_photo(200, 200), "JPEG")
     assert refused(data[: len(data) // 2]).reason == "the file is truncated (JPEG)"
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
-    with decoding(), decoding():
+    with decoder_settings(), decoder_settings():
         assert ImageFile.LOAD_TRUNCATED_IMAGES is False

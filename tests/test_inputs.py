@@ -129,7 +129,7 @@ def test_folder_that_may_not_be_listed(tree: Path, monkeypatch: pytest.MonkeyPat
 
     def scandir(path: str) -> object:
         if str(path).endswith("below"):
-            raise PermissionError(13, "Permission denied")
+            raise PermissionError(13, "Permission denied", path)
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
