@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from .odd_pictures import deep, dng, encoded, oriented, png16, tiff, wide_gamut_profile
+from .odd_pictures import broken_exif, deep, dng, encoded, oriented, png16, tiff, wide_gamut_profile
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,7 @@ def make(folder: Path) -> list[OddFile]:
 
         add("camera.dng", dng(), "image")
         add("camera truncated.dng", dng()[:-5000], "error")
+    add("broken exif.jpg", broken_exif(image), "colour")
     add("png named.jpg", png, "colour", True)
     add("junk appended.jpg", jpeg + b"junk" * 500, "colour")
     add("one pixel.png", encoded(image.resize((1, 1)), "PNG"), "image")

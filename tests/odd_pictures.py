@@ -37,6 +37,12 @@ def oriented(image: Image.Image, orientation: int, fmt: str = "JPEG", **options:
     return encoded(stored, fmt, exif=exif, **options)
 
 
+def broken_exif(image: Image.Image) -> bytes:
+    """A JPEG file whose EXIF directory points beyond its end, about which Pillow warns."""
+    tags = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHII", 0x0112, 3, 1000, 5000) * 2
+    return encoded(image, "JPEG", quality=97, subsampling=0, exif=tags)
+
+
 def deep(image: Image.Image) -> np.ndarray:
     """16-bit values of an 8-bit picture, with the low byte used."""
     return np.asarray(image).astype(np.uint16) * 257

@@ -22,7 +22,7 @@ from grmp_score.images.decoder_settings import decoder_settings
 from grmp_score.images.read import image_bytes, read_image
 
 from .conftest import make_photo
-from .odd_pictures import deep, dng, encoded, oriented, png16, tiff, wide_gamut_profile
+from .odd_pictures import broken_exif, deep, dng, encoded, oriented, png16, tiff, wide_gamut_profile
 
 
 def pixels(source: Any, **options: Any) -> np.ndarray:
@@ -512,22 +512,16 @@ def test_addresses_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------ quietness
 
 
-def noisy() -> bytes:
-    """A picture that makes Pillow warn: a broken EXIF directory."""
-    tags = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHII", 0x0112, 3, 1000, 5000) * 2
-    return encoded(PHOTO, "JPEG", exif=tags)
-
-
 def test_warnings_do_not_leak() -> None:
     """Pillow's warnings stay inside, also from several threads, and the process's filters are as before."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        with Image.open(io.BytesIO(noisy())) as image:
+        with Image.open(io.BytesIO(broken_exif(PHOTO))) as image:
             image.getexif()
         assert seen, "this file should be noisy"
         seen.clear()
         before = list(warnings.filters)
-        threads = [threading.Thread(target=lambda: [read_image(noisy()) for _ in range(20)]) for _ in range(4)]
+        threads = [threading.Thread(target=lambda: [read_image(broken_exif(PHOTO)) for _ in range(20)]) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -535,7 +529,7 @@ def test_warnings_do_not_leak() -> None:
         assert not seen and list(warnings.filters) == before
     with pytest.raises(UserWarning, match="user"), warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_image(noisy())
+        read_image(broken_exif(PHOTO))
         warnings.warn("user", stacklevel=1)
 
 
