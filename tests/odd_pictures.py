@@ -1,4 +1,4 @@
-"""Files of kinds that Pillow does not write: deep PNG and TIFF, camera RAW; written here byte by byte."""
+"""What tests of reading share: `pixels`, `refused`, and files of kinds that Pillow does not write."""
 
 from __future__ import annotations
 
@@ -8,9 +8,28 @@ import zlib
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image, ImageCms
 
+from grmp_score.errors import ImageReadError
+from grmp_score.images import read_image
+
 _TYPES = {"B": 1, "s": 2, "H": 3, "I": 4}
+
+
+def pixels(source: Any, **options: Any) -> np.ndarray:
+    """What is read, [H, W, 3], as whole numbers that can be subtracted."""
+    image = read_image(source, **options)
+    array = np.asarray(image)
+    assert image.mode == "RGB" and array.dtype == np.uint8 and array.shape == (image.height, image.width, 3)
+    return array.astype(int)
+
+
+def refused(source: Any, **options: Any) -> ImageReadError:
+    """The error that a source gives."""
+    with pytest.raises(ImageReadError) as caught:
+        read_image(source, **options)
+    return caught.value
 
 
 def encoded(image: Image.Image, fmt: str, **options: Any) -> bytes:
@@ -46,6 +65,11 @@ def broken_exif(image: Image.Image) -> bytes:
 def deep(image: Image.Image) -> np.ndarray:
     """16-bit values of an 8-bit picture, with the low byte used."""
     return np.asarray(image).astype(np.uint16) * 257
+
+
+def float_of(image: Image.Image, dtype: str) -> np.ndarray:
+    """An 8-bit picture in 0..1."""
+    return (np.asarray(image) / 255).astype(dtype)
 
 
 def png16(values: np.ndarray) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 import grmp_score
 from grmp_score import weights
 from grmp_score.config import ModelConfig
-from grmp_score.images.read import read_image
+from grmp_score.images import read_image
 from grmp_score.scorer import Scorer
 
 from .conftest import random_weights
