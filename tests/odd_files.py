@@ -182,6 +182,7 @@ def make(folder: Path) -> list[OddFile]:
     add("video.heic", b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(200), "error")
     add("garbage.cr2", np.random.default_rng(0).bytes(3000), "error")
     add("bomb.png", _bomb(), "error")
+    add("directory beyond the end.tif", b"II*\0" + (5000).to_bytes(4, "little") + bytes(100), "error")
     damaged = bytearray(png)
     damaged[len(png) // 2] ^= 0xFF
     add("damaged.png", bytes(damaged), "error")

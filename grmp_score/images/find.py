@@ -20,7 +20,8 @@ def find_images(paths: Iterable[str], *, patterns: bool = True) -> Iterator[str]
       links to folders are not followed, so that a loop of links ends.  Every entry with an image's suffix is
       passed on, also a broken link or a pipe: what cannot be read becomes an error row of its own.
     * ``*``, ``?``, ``[...]`` and ``**`` (any depth) are patterns, as in a shell, unless a file of exactly that name
-      exists.  A folder that a pattern without ``**`` matches is expanded as if it were named.
+      exists.  A folder that a pattern without ``**`` matches is expanded as if it were named; ``**`` itself enters
+      neither hidden folders nor links to folders.
     * ``s3://``, ``https://``, ``zip://`` ... go through fsspec; folders and patterns in them are expanded too.
     * What does not exist, a folder that may not be listed, and a pattern that matches nothing are passed through.
 
