@@ -72,18 +72,27 @@ def float_of(image: Image.Image, dtype: str) -> np.ndarray:
     return (np.asarray(image) / 255).astype(dtype)
 
 
-def png16(values: np.ndarray) -> bytes:
-    """A 16-bit PNG file of [H, W] or [H, W, C] uint16, C = 2, 3, 4."""
-    height, width = values.shape[:2]
-    kind = {1: 0, 2: 4, 3: 2, 4: 6}[1 if values.ndim == 2 else values.shape[2]]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+def png(width: int, height: int, depth: int, colour_type: int, rows: bytes) -> bytes:
+    """A PNG file with this header and these rows, whether they fit together or not."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     body = b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
     )
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def png16(values: np.ndarray) -> bytes:
+    """A 16-bit PNG file of [H, W] or [H, W, C] uint16, C = 2, 3, 4."""
+    height, width = values.shape[:2]
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[1 if values.ndim == 2 else values.shape[2]]
+    return png(width, height, 16, colour_type, b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))
+
+
+def bomb() -> bytes:
+    """A PNG file of few bytes that states ten thousand megapixels."""
+    return png(100_000, 100_000, 8, 2, bytes(1000))
 
 
 def tiff(

@@ -14,8 +14,6 @@ from grmp_score.images.orientation import exif_orientation, make_upright
 
 Colour = tuple[int, int, int]
 
-_MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa")
-
 #: Pillow's mode -> the colour space that a profile for it must have.
 _PROFILE_SPACES = {"RGB": "RGB", "RGBA": "RGB", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab"}
 
@@ -59,7 +57,7 @@ def to_rgb(image: Image.Image, background: Colour = (255, 255, 255), *, owned: b
     # From here on, `image` may be changed in place.
     if image.mode == "La":
         image = image.convert("LA")  # the only mode that Pillow converts it to
-    if image.mode in _MODES_WITH_ALPHA or "transparency" in image.info:
+    if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
     elif image.mode in ("P", "1"):
         image = image.convert("RGB")
