@@ -70,9 +70,18 @@ def test_orientation_that_does_not_exist(orientation: int) -> None:
     assert np.array_equal(pixels(tagged(PHOTO, orientation, "PNG")), RGB)
 
 
-def test_nonsense_in_place_of_exif() -> None:
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(b"nonsense", id="no directory"),
+        pytest.param(
+            b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHI4s", 0x0112, 2, 2, b"x") + bytes(4), id="a letter"
+        ),
+    ],
+)
+def test_nonsense_in_place_of_exif(block: bytes) -> None:
     """A camera's broken EXIF block does not make its picture unreadable."""
-    assert pixels(encoded(PHOTO, "JPEG", exif=b"Exif\0\0nonsense")).shape == (40, 60, 3)
+    assert pixels(encoded(PHOTO, "JPEG", exif=b"Exif\0\0" + block)).shape == (40, 60, 3)
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])

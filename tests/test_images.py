@@ -299,6 +299,11 @@ def test_no_permission(tmp_path: Path) -> None:
     assert error.path == str(path) and "permission" in error.reason
 
 
+def test_an_image_without_pixels() -> None:
+    """A picture of no width is refused."""
+    assert refused(Image.new("RGB", (0, 5))).reason == "the image has no pixels: 0x5"
+
+
 def test_a_name_with_a_null_character() -> None:
     """A path that no file can have is an error like any other."""
     assert refused("a\0b.png").path == "a\0b.png"
