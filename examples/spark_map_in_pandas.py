@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from grmp_score.integrations.frames import score_frame
+from grmp_score.integrations.pandas import score_frame
 
 #: The columns that come out, in Spark's words.
 SCHEMA = "path string, score double, standard_error double, label double, percentile double, error string"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from grmp_score.scorer import Score
+    from grmp_score.score import Score
 
 #: Patches of the dense grid, over all scales, at most; one per scale is the least.
 DENSE_PATCHES = 48

@@ -1,46 +1,67 @@
-"""`Score`: what is known about the quality of one image."""
+"""`Score`: what is known about the quality of one image, and what the number means in words."""
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
 
 from grmp_score.config import ModelConfig
-from grmp_score.meaning import percentile
+
+#: Names of distributions in `ModelConfig.reference_percentiles`.
+CLEAN, DISTORTED = "clean", "distorted_level_5"
+
+#: The verdicts, best first, each with where it begins: a percentile of one of the distributions.
+VERDICTS = (
+    ("excellent", CLEAN, 75),
+    ("good", CLEAN, 25),
+    ("fair", DISTORTED, 50),
+    ("poor", DISTORTED, 25),
+)
+WORST = "bad"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Score:
     """The quality of one image.
 
     Attributes:
-        value: mean p(high quality) over the patches, 0..1, higher is better; None when ``error`` is set.
+        value: mean p(high quality) over the patches, 0..1, higher is better.
         std: standard deviation of p(high) over the patches (n - 1); 0 for a single patch.
-        standard_error: ``std`` / sqrt(number of patches): how far the value may be from that of all patches.
+        standard_error: ``std`` / sqrt(number of patches): how far the value may be from that of all patches.  None
+            where nothing is known about it: a single patch, or patches that are all alike, as those of an image no
+            larger than a patch.
         patch_values: p(high) of each patch, in the order of the layout.
         path: where the image came from, if it has a name.
         width: pixels, upright.
         height: pixels, upright.
-        error: why the image could not be scored, or None.
         label: the value on the scale of the labels that the weights were adapted to, in their direction (for DMOS
             lower is better); None when the weights have no such scale.
         percentile: share, 0..100, of the weights' clean reference photos that score below this image; None when the
             weights keep no such distribution.
-        content_hash: ``"sha256:..."`` of the encoded file, also of one that cannot be decoded; None for arrays and
-            PIL images.
+        verdict: ``"excellent"``, ``"good"``, ``"fair"``, ``"poor"`` or ``"bad"`` (see `verdict_limits`); None when
+            the weights keep no reference distributions.
+        content_hash: ``"sha256:..."`` of the encoded file; None for arrays and PIL images.
     """
 
-    value: float | None
-    std: float | None = None
+    value: float
+    std: float = 0.0
     standard_error: float | None = None
     patch_values: tuple[float, ...] = ()
     path: str | None = None
-    width: int | None = None
-    height: int | None = None
-    error: str | None = None
+    width: int = 0
+    height: int = 0
     label: float | None = None
     percentile: float | None = None
+    verdict: str | None = None
     content_hash: str | None = None
+
+    #: Why there is no score: `FailedScore` has a reason here.
+    error: ClassVar[None] = None
 
     @classmethod
     def from_patches(
@@ -58,21 +79,116 @@ class Score:
         Args:
             values: p(high) of each patch.
             path, width, height, content_hash: as in `Score`.
-            config: of the weights, for label and percentile.
+            config: of the weights, for label, percentile and verdict.
         """
         n = len(values)
         mean = math.fsum(values) / n
         std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else 0.0
-        scale = config.label_scale if config is not None else None
+        scale = None if config is None else config.label_scale
+        reference = {} if config is None else config.reference_percentiles
         return cls(
             mean,
             std,
-            std / math.sqrt(n),
+            None if min(values) == max(values) else std / math.sqrt(n),
             values,
             path,
             width,
             height,
             label=None if scale is None else scale.to_label(mean),
-            percentile=None if config is None else percentile(config.reference_percentiles, mean),
+            percentile=percentile_of(reference, mean),
+            verdict=verdict_of(verdict_limits(reference), mean),
             content_hash=content_hash,
         )
+
+    def __repr__(self) -> str:
+        spread = "" if self.standard_error is None else f" ± {self.standard_error:.3f}"
+        parts = [f"{self.value:.3f}{spread}", self.verdict, self.path and repr(self.path)]
+        return f"Score({', '.join(part for part in parts if part)})"
+
+
+@dataclass(frozen=True)
+class FailedScore:
+    """An image that could not be scored, as a value in a stream of scores.
+
+    Attributes:
+        error: why.
+        path: where the image came from, if it has a name.
+        content_hash: ``"sha256:..."`` of the encoded file, if it could be read; None for arrays and PIL images.
+    """
+
+    error: str
+    path: str | None = None
+    content_hash: str | None = None
+
+    def __getattr__(self, name: str) -> object:
+        """What a `Score` has and this has not is None, as it was in version 0.1."""
+        if name not in Score.__dataclass_fields__:
+            raise AttributeError(f"'FailedScore' object has no attribute {name!r}")
+        warnings.warn(
+            f"{name} of an image that could not be scored; tell it by isinstance(score, FailedScore)",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return () if name == "patch_values" else None
+
+
+#: What a stream of images gives.
+AnyScore: TypeAlias = "Score | FailedScore"
+
+
+def percentile_of(reference: Mapping[str, Sequence[float]], value: float) -> float | None:
+    """The share of the clean reference photos that score below ``value``.
+
+    Args:
+        reference: name of a distribution -> 101 percentiles of p(high), as in the configuration.
+        value: p(high) in 0..1.
+
+    Returns:
+        0..100, linear between the percentiles; None when the weights have no such distribution.
+    """
+    points = _percentiles(reference, CLEAN)
+    if points is None:
+        return None
+    above = bisect.bisect_left(points, value)
+    if above == 0:
+        return 0.0
+    if above == len(points):
+        return 100.0
+    low, high = points[above - 1], points[above]
+    return above - 1 + (value - low) / (high - low)
+
+
+def verdict_limits(reference: Mapping[str, Sequence[float]]) -> list[tuple[str, float]]:
+    """The verdicts with the lowest score of each, best first; what lies below the last is `WORST`.
+
+    Excellent is what scores above three quarters of the clean photos, good what scores like most of them (above a
+    quarter); fair is below that, poor is below half of the heavily distorted photos and bad below three quarters
+    of them.
+
+    Returns:
+        Empty when the weights have no such distributions (adapted ones: those of their base no longer hold), or
+        tell clean photos and distorted ones apart so badly that the words would mean nothing (a quarter of the
+        clean photos score below half of the distorted ones).
+    """
+    clean, distorted = _percentiles(reference, CLEAN), _percentiles(reference, DISTORTED)
+    if clean is None or distorted is None:
+        return []
+    points = {CLEAN: clean, DISTORTED: distorted}
+    limits = [(word, points[name][share]) for word, name, share in VERDICTS]
+    values = [limit for _, limit in limits]
+    falling = all(a > b for a, b in itertools.pairwise(values))
+    return limits if falling else []
+
+
+def verdict_of(limits: Sequence[tuple[str, float]], value: float) -> str | None:
+    """The word for a score; ``limits`` are `verdict_limits`, and without any there is no word."""
+    if not limits:
+        return None
+    return next((word for word, limit in limits if value >= limit), WORST)
+
+
+def _percentiles(reference: Mapping[str, Sequence[float]], name: str) -> Sequence[float] | None:
+    points = reference.get(name)
+    if points is None or len(points) != 101 or any(a > b for a, b in itertools.pairwise(points)):
+        return None
+    return points

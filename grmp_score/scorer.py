@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from grmp_score import weights
 from grmp_score.config import ModelConfig
-from grmp_score.errors import ConfigError, WeightsError
+from grmp_score.errors import ConfigError
 from grmp_score.explain import Explanation, explain_image
-from grmp_score.images.read import MAX_PIXELS, ImageSource
+from grmp_score.images import MAX_PIXELS, ImageSource, parse_colour
 from grmp_score.pipeline.cache import ScoreCache
-from grmp_score.pipeline.prepare import Prepared, Preparer, Watch
-from grmp_score.pipeline.stream import score_stream
-from grmp_score.score import Score as Score
-from grmp_score.weights import hub
-from grmp_score.weights.checksum import model_checksum
+from grmp_score.pipeline.prepare import OnImage, PreparedImage, Preparer
+from grmp_score.pipeline.read_ahead import read_ahead
+from grmp_score.score import FailedScore, Score
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +35,40 @@ if TYPE_CHECKING:
 #: Part of every cache key: to be raised whenever the same weights and the same image give another score.
 SCORING_VERSION = 2
 
-#: Held while a model is made: threads that need the same one wait for it, and a `Scorer` can be copied and pickled.
-_BUILDING = threading.RLock()
+
+@dataclass(frozen=True)
+class ScorerOptions:
+    """How a `Scorer` works; what it finds depends on ``patches``, ``background`` and ``max_pixels`` alone.
+
+    Attributes:
+        device: ``"auto"`` (CUDA, then MPS, then CPU, chosen when the model is made) or a torch device.
+        patches: patches per image; None for the weights' own number.
+        batch_size: images that are computed together; None for half as many as torch may use threads on a CPU (1 to
+            8: their patches share the cores), 16 elsewhere.  The scores do not depend on it.
+        workers: threads that read and cut images; None for the number of cores, at most 4.
+        background: what lies under transparent parts: a colour's name, ``"#rrggbb"``, or red, green, blue (0..255).
+            Kept as ``"white"`` or ``"#rrggbb"``.
+        max_pixels: limit of width x height against decompression bombs; None for none.
+
+    Raises:
+        ConfigError: a value makes no sense.
+    """
+
+    device: str = "auto"
+    patches: int | None = None
+    batch_size: int | None = None
+    workers: int | None = None
+    background: str | tuple[int, int, int] = "white"
+    max_pixels: int | None = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        for name in ("patches", "batch_size", "workers", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        red, green, blue = parse_colour(self.background)
+        hexadecimal = f"#{red:02x}{green:02x}{blue:02x}"
+        object.__setattr__(self, "background", "white" if hexadecimal == "#ffffff" else hexadecimal)
 
 
 class Scorer:
@@ -47,9 +79,8 @@ class Scorer:
 
     Attributes:
         weights: configuration and tensors that the model is made of.
+        options: how it works.
         preprocess: how images become patches.
-        workers: threads that read and cut images.
-        background, max_pixels: as for `read_image`.
 
     Example:
         >>> from grmp_score import Scorer
@@ -58,40 +89,25 @@ class Scorer:
     """
 
     def __init__(
-        self,
-        source: weights.Weights | None = None,
-        *,
-        device: str = "auto",
-        patches: int | None = None,
-        batch_size: int | None = None,
-        workers: int | None = None,
-        background: str | tuple[int, int, int] = "white",
-        max_pixels: int | None = MAX_PIXELS,
+        self, source: weights.Weights | None = None, options: ScorerOptions | None = None, **changes: Any
     ) -> None:
         """Makes a scorer from weights at hand; `from_pretrained` fetches others.
 
         Args:
             source: weights; None for the bundled model, which needs no network.
-            device: ``"auto"`` (CUDA, then MPS, then CPU, chosen when the model is made) or a torch device.
-            patches: patches per image instead of the weights' own number.
-            batch_size: images that are computed together; None chooses half as many as torch may use threads on a
-                CPU (1 to 8: their patches share the cores), 16 elsewhere.  The scores do not depend on it.
-            workers: threads that read and cut images; None chooses by the number of cores, at most 4.
-            background: what lies under transparent parts, as in `read_image`.
-            max_pixels: limit of width x height against decompression bombs, as in `read_image`; None for none.
+            options: how to work.
+            changes: single options by name, as in ``Scorer(patches=5)``; they win over ``options``.
 
         Raises:
-            ConfigError: a setting makes no sense, or there is no such device.
+            ConfigError: an option makes no sense, or there is no such device.
             WeightsError: the bundled model is missing or damaged.
         """
+        self.options = dataclasses.replace(options or ScorerOptions(), **changes)
         self.weights = source if source is not None else weights.load()
-        preprocess = self.weights.config.preprocess
-        self.preprocess = preprocess if patches is None else preprocess.with_patches(patches)
-        self._device, self._batch_size = device, _positive(batch_size, "batch_size")
-        if device not in ("auto", "cpu"):
+        own = self.weights.config.preprocess
+        self.preprocess = own if self.options.patches is None else own.with_patches(self.options.patches)
+        if self.options.device not in ("auto", "cpu"):
             _ = self.device  # whether there is such a device, torch must be asked; these two are always there
-        self.workers = _positive(workers, "workers") or min(4, os.cpu_count() or 1)
-        self.background, self.max_pixels = background, _positive(max_pixels, "max_pixels")
 
     @classmethod
     def from_pretrained(
@@ -103,12 +119,8 @@ class Scorer:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-        device: str = "auto",
-        patches: int | None = None,
-        batch_size: int | None = None,
-        workers: int | None = None,
-        background: str | tuple[int, int, int] = "white",
-        max_pixels: int | None = MAX_PIXELS,
+        options: ScorerOptions | None = None,
+        **changes: Any,
     ) -> Scorer:
         """Makes a scorer from a weights folder, a bundled model's name, or a Hub repository.
 
@@ -120,55 +132,57 @@ class Scorer:
             token: Hub token, or True for the stored one.
             cache_dir: cache folder instead of the Hub client's own.
             local_files_only: never use the network (as the environment variable HF_HUB_OFFLINE=1 does).
-            device, patches, batch_size, workers, background, max_pixels: as for `Scorer`.
+            options, changes: as for `Scorer`.
 
         Raises:
             HubError, WeightsError, ConfigError: what is wrong with the source, and the remedy.
         """
-        name = os.fspath(source)
-        if filename is not None:
-            from grmp_score.weights.official import fetch_official
-
-            loaded = fetch_official(
-                name,
-                filename,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-            )
-        else:
-            loaded = weights.load(
-                name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-            )
-        return cls(
-            loaded,
-            device=device,
-            patches=patches,
-            batch_size=batch_size,
-            workers=workers,
-            background=background,
-            max_pixels=max_pixels,
+        loaded = weights.load(
+            source,
+            filename=filename,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
         )
+        return cls(loaded, options, **changes)
+
+    def __repr__(self) -> str:
+        return f"Scorer({self.config.name!r}, {self.preprocess.patches} patches, device {self.options.device!r})"
 
     @property
     def config(self) -> ModelConfig:
         """The weights' configuration."""
         return self.weights.config
 
+    @property
+    def background(self) -> str:
+        """`ScorerOptions.background`."""
+        return str(self.options.background)
+
+    @property
+    def max_pixels(self) -> int | None:
+        """`ScorerOptions.max_pixels`."""
+        return self.options.max_pixels
+
+    @property
+    def workers(self) -> int:
+        """Threads that read and cut images."""
+        return self.options.workers or min(4, os.cpu_count() or 1)
+
     @cached_property
     def device(self) -> torch.device:
         """Where the model runs."""
         from grmp_score.pipeline.inference import pick_device
 
-        return pick_device(self._device)
+        return pick_device(self.options.device)
 
     @cached_property
     def batch_size(self) -> int:
         """Images that go through the model together."""
-        from grmp_score.pipeline.inference import usual_batch_size
+        from grmp_score.pipeline.inference import default_batch_size
 
-        return self._batch_size or usual_batch_size(self.device)
+        return self.options.batch_size or default_batch_size(self.device)
 
     @cached_property
     def model(self) -> QualityCLIP:
@@ -176,23 +190,9 @@ class Scorer:
         high, low.  It is made on first use.
 
         Raises:
-            WeightsError: the tensors do not make a model, or their files have been changed.
+            WeightsError: the tensors do not make a model.
         """
-        with _BUILDING:
-            if not self.is_built:
-                model = self.weights.build().to(self.device)
-                model.requires_grad_(False)
-                # A checksum that has been given away, perhaps into a cache, must be that of this very model.
-                known = self.__dict__.get("checksum")
-                if known is not None and known != model_checksum(self.config, model.state_dict()):
-                    raise WeightsError(
-                        f"the tensors are no longer those of the checksum {known}: the files have been changed",
-                        path=self.weights.origin or None,
-                        hint="Open the weights again",
-                    )
-                self.__dict__["model"] = model
-            built: QualityCLIP = self.__dict__["model"]
-            return built
+        return self.weights.build().to(self.device).requires_grad_(False)
 
     @property
     def is_built(self) -> bool:
@@ -201,12 +201,8 @@ class Scorer:
 
     @cached_property
     def checksum(self) -> str:
-        """The `model_checksum` of the weights: 16 hexadecimal digits.
-
-        Raises:
-            WeightsError: a file of the weights has been replaced since it was opened.
-        """
-        return model_checksum(self.config, self.model.state_dict()) if self.is_built else self.weights.checksum()
+        """The `Weights.checksum`: 16 hexadecimal digits."""
+        return self.weights.checksum()
 
     @property
     def settings_key(self) -> bytes:
@@ -220,43 +216,55 @@ class Scorer:
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
 
+    # ----------------------------------------------------------------- scoring
+
     def score(self, image: ImageSource) -> Score:
         """Scores one image.
 
         Args:
-            image: path, encoded bytes, binary file, PIL image, or uint8 array [H, W, 3] (RGB) or [H, W].
+            image: path or address, encoded bytes, binary file, PIL image; array [H, W] or [H, W, C] of uint8,
+                uint16, float (0..1) or bool; tensor [H, W], [C, H, W] or [1, C, H, W] of the same types and ranges.
 
         Raises:
             ImageReadError: the image cannot be read.
         """
-        return self._forward([self._preparer().prepare(image)])[0]
+        return self._score_batch([self.preparer().prepare(image)])[0]
 
     def score_many(
-        self, images: Iterable[ImageSource], *, cache: ScoreCache | None = None, watch: Watch | None = None
-    ) -> Iterator[Score]:
-        """Scores a stream of images, in order, one `Score` for each.
+        self, images: Iterable[ImageSource], *, cache: ScoreCache | None = None, on_image: OnImage | None = None
+    ) -> Iterator[Score | FailedScore]:
+        """Scores a stream of images, in order, one result for each.
 
-        An image that cannot be read gives a score with ``error`` set and no value; the stream goes on.  Images
-        are read ahead by a few threads; the number held in memory does not depend on the stream's length.
+        An image that cannot be read gives a `FailedScore`; the stream goes on.  Images are read ahead by a few
+        threads; the number held in memory does not depend on the stream's length.
 
         Args:
             images: as for `score`.
             cache: where scores are looked up and kept.  What fails is not kept.
-            watch: called with the name and the upright RGB picture of every image that was read, before its score
-                is yielded, by the thread that read it; for thumbnails and the like.  It is given images whose
+            on_image: called with the name and the upright RGB picture of every image that was read, before its
+                score is yielded, by the thread that read it; for thumbnails and the like.  It is given images whose
                 score comes from the cache too.
 
         Raises:
             CacheError: the cache cannot be used.
             WeightsError: the first image that needs the model shows that the tensors do not make one.
         """
-        return score_stream(
-            images,
-            self._preparer(cache, watch),
-            self._forward,
-            workers=self.workers,
-            batch_size=lambda: self.batch_size,
-        )
+        preparer = self.preparer(cache=cache, on_image=on_image)
+
+        def ahead() -> int:  # the next batch is read while this one is computed
+            return self.workers + (self.batch_size if self.is_built else 1)
+
+        with contextlib.closing(read_ahead(preparer.try_prepare, images, self.workers, ahead)) as items:
+            yield from self._score_stream(items, preparer.remember)
+
+    def preparer(self, *, cache: ScoreCache | None = None, on_image: OnImage | None = None) -> Preparer:
+        """What reads and cuts images for this scorer, here or in another process; it does not hold the model."""
+        key = b"" if cache is None else self.settings_key
+        return Preparer(self.config, self.preprocess, self.background, self.max_pixels, cache, key, on_image)
+
+    def score_prepared(self, items: Iterable[PreparedImage | Score | FailedScore]) -> Iterator[Score | FailedScore]:
+        """Scores what `preparer` made of a stream of images, in order; what is a score already is passed on."""
+        return self._score_stream(items, lambda *_: None)
 
     def explain(self, image: ImageSource) -> Explanation:
         """The score of one image with its patches' places and values, and a heat map from some 48 more patches.
@@ -267,14 +275,56 @@ class Scorer:
         Raises:
             ImageReadError: the image cannot be read.
         """
-        read: list[Image.Image] = []
-        preparer = self._preparer(watch=lambda _, picture: read.append(picture))
-        score = self._forward([preparer.prepare(image)])[0]
-        return explain_image(read[0], score, self.preprocess, lambda patches: list(self._p_high([patches])[0]))
+        pictures: list[Image.Image] = []
+        item = self.preparer(on_image=lambda _, picture: pictures.append(picture)).prepare(image)
+        return explain_image(pictures[0], self._score_batch([item])[0], self.preprocess, self._probabilities)
+
+    def _score_stream(
+        self,
+        items: Iterable[PreparedImage | Score | FailedScore],
+        remember: Callable[[PreparedImage, Score], object],
+    ) -> Iterator[Score | FailedScore]:
+        stream = iter(items)
+        for first in stream:
+            if not isinstance(first, PreparedImage):
+                yield first
+                continue
+            batch = [first, *islice(stream, self.batch_size - 1)]
+            scores = iter(self._score_batch([item for item in batch if isinstance(item, PreparedImage)]))
+            for item in batch:
+                if isinstance(item, PreparedImage):
+                    score = next(scores)
+                    remember(item, score)
+                    yield score
+                else:
+                    yield item
+
+    def _score_batch(self, items: list[PreparedImage]) -> list[Score]:
+        import torch
+
+        values = iter(self._probabilities(torch.cat([item.patches for item in items])))  # [sum of P, 3, S, S]
+        return [
+            Score.from_patches(
+                tuple(islice(values, len(item.patches))),
+                path=item.path,
+                width=item.width,
+                height=item.height,
+                content_hash=item.content_hash,
+                config=self.config,
+            )
+            for item in items
+        ]
+
+    def _probabilities(self, patches: Tensor) -> list[float]:
+        from grmp_score.pipeline.inference import patch_probabilities
+
+        return patch_probabilities(self.model, patches, self.device)
+
+    # ------------------------------------------------------------------ saving
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes these weights as a folder that `from_pretrained` reads; the preprocessing in use is saved."""
-        return self._current().save(folder)
+        return self.current_weights().save(folder)
 
     def push_to_hub(
         self,
@@ -285,42 +335,9 @@ class Scorer:
         revision: str | None = None,
     ) -> str:
         """Uploads these weights as a Hub repository and returns the URL of the commit."""
-        import tempfile
+        return self.current_weights().push(repo, private=private, token=token, revision=revision)
 
-        with tempfile.TemporaryDirectory() as folder:
-            path = self.save_pretrained(folder)
-            # An empty model card would only make the Hub complain.
-            files = sorted(p.name for p in path.iterdir() if p.stat().st_size)
-            return hub.push_folder(path, repo, private=private, token=token, revision=revision, files=files)
-
-    def _current(self) -> weights.Weights:
+    def current_weights(self) -> weights.Weights:
+        """The weights with the preprocessing in use."""
         config = dataclasses.replace(self.config, preprocess=self.preprocess)
         return dataclasses.replace(self.weights, config=config)
-
-    def _preparer(self, cache: ScoreCache | None = None, watch: Watch | None = None) -> Preparer:
-        settings = b"" if cache is None else self.settings_key
-        return Preparer(self.config, self.preprocess, self.background, self.max_pixels, cache, settings, watch)
-
-    def _forward(self, items: list[Prepared]) -> list[Score]:
-        return [
-            Score.from_patches(
-                values,
-                path=item.path,
-                width=item.width,
-                height=item.height,
-                content_hash=item.content_hash,
-                config=self.config,
-            )
-            for item, values in zip(items, self._p_high([item.patches for item in items]), strict=True)
-        ]
-
-    def _p_high(self, images: list[Tensor]) -> list[tuple[float, ...]]:
-        from grmp_score.pipeline.inference import p_high_of
-
-        return p_high_of(self.model, images, self.device) if images else []
-
-
-def _positive(value: int | None, name: str) -> int | None:
-    if value is not None and value < 1:
-        raise ConfigError(f"{name} must be at least 1, got {value}")
-    return value

@@ -24,8 +24,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from grmp_score import GrmpScoreError
 from grmp_score.cli.main import cli
+from grmp_score.files import replacing
 from grmp_score.report.bursts import THRESHOLD, bursts, fingerprint
-from grmp_score.report.files import replacing
 from grmp_score.report.gallery import Failure, Fence, Gallery, shrink
 from grmp_score.report.html import Facts, link, text, write_page
 from grmp_score.scorer import Score, Scorer

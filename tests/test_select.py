@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 
 from grmp_score.report import select
 from grmp_score.report.select import Selection, sorted_on_disk
-from grmp_score.score import Score
+from grmp_score.score import AnyScore, FailedScore, Score
 
 values = st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), st.floats(0, 1)), max_size=30)
 
 
-def scores_of(numbers: list[float | None]) -> list[Score]:
+def scores_of(numbers: list[float | None]) -> list[AnyScore]:
     """A score for each number, an error for each None; all names differ."""
     return [
-        Score(value, path=f"{index:02d}", error="broken" if value is None else None)
+        Score(value, path=f"{index:02d}") if value is not None else FailedScore("broken", path=f"{index:02d}")
         for index, value in enumerate(numbers)
     ]
 
 
-def found(selection: Selection, scores: list[Score]) -> list[Score]:
+def found(selection: Selection, scores: list[AnyScore]) -> list[AnyScore]:
     """What is selected."""
     return list(selection.apply(iter(scores)))
 
@@ -33,14 +33,14 @@ def found(selection: Selection, scores: list[Score]) -> list[Score]:
 def test_top_and_bottom(numbers: list[float | None], top: int, bottom: int) -> None:
     """The best, the worst, or both, each once, as from sorted lists; of equal scores the earlier are kept."""
     scores = scores_of(numbers)
-    valid = [s for s in scores if s.value is not None]
+    valid = [s for s in scores if isinstance(s, Score)]
     best = sorted(valid, key=lambda s: -(s.value or 0))
     worst = sorted(valid, key=lambda s: s.value or 0)
     assert found(Selection(top=top), scores) == best[:top]
     assert found(Selection(bottom=bottom), scores) == worst[:bottom]
     both = found(Selection(top=top, bottom=bottom), scores)
     assert set(both) == {*best[:top], *worst[:bottom]} and len(set(both)) == len(both)
-    assert [s.value for s in both] == sorted((s.value for s in both if s.value is not None), reverse=True)
+    assert [s.value for s in both] == sorted((s.value for s in both if isinstance(s, Score)), reverse=True)
 
 
 @given(values)
@@ -49,7 +49,10 @@ def test_sorting(numbers: list[float | None]) -> None:
     scores = scores_of(numbers)
     for descending in (None, True, False):
         sign = 1 if descending is False else -1
-        expected = sorted(scores, key=lambda s: (s.value is None, sign * (s.value or 0)))
+        expected = sorted(
+            scores,
+            key=lambda s: (isinstance(s, FailedScore), 0.0 if isinstance(s, FailedScore) else sign * s.value),
+        )
         assert found(Selection(sort="score", descending=descending), scores) == expected
 
 
@@ -66,7 +69,7 @@ def test_sorting_by_name(names: list[str]) -> None:
 def test_limits(numbers: list[float | None], minimum: float, maximum: float) -> None:
     """Both ends belong to what is kept; what has no score is not."""
     scores = scores_of(numbers)
-    kept = [s for s in scores if s.value is not None and minimum <= s.value <= maximum]
+    kept = [s for s in scores if isinstance(s, Score) and minimum <= s.value <= maximum]
     assert found(Selection(minimum=minimum, maximum=maximum), scores) == kept
     assert found(Selection(), scores) == scores
 

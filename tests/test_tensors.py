@@ -1,10 +1,8 @@
-"""Files of tensors: read late, without torch where NumPy has the type, and never something else than was opened."""
+"""Files of tensors: read late, without torch where NumPy has the type, and read again when it is asked for."""
 
 from __future__ import annotations
 
-import os
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +12,8 @@ from safetensors.torch import save_file
 
 from grmp_score.config import ModelConfig
 from grmp_score.errors import WeightsError
+from grmp_score.weights import Weights, load
 from grmp_score.weights.checksum import model_checksum
-from grmp_score.weights.folder import ADAPTER, BACKBONE, Weights, load
 from grmp_score.weights.tensors import TensorFile
 
 DTYPES = [
@@ -56,13 +54,13 @@ def test_a_file_has_the_checksum_of_its_tensors(
     tensors = examples(dtype)
     save_file(tensors, tmp_path / "x.safetensors")
     file = TensorFile(tmp_path / "x.safetensors")
-    expected = model_checksum(tiny_config, tensors)
-    assert model_checksum(tiny_config, file.stored()) == expected and not file.kept
-    assert model_checksum(tiny_config, dict(file)) == expected and file.kept
+    expected = model_checksum(tiny_config, {}, tensors)
+    assert model_checksum(tiny_config, {}, file) == expected
+    assert model_checksum(tiny_config, {}, dict(file)) == expected
     name = next(n for n in tensors if tensors[n].numel())
     other = {**tensors, name: torch.zeros_like(tensors[name])}
     save_file(other, tmp_path / "y.safetensors")
-    assert model_checksum(tiny_config, TensorFile(tmp_path / "y.safetensors").stored()) != expected
+    assert model_checksum(tiny_config, {}, TensorFile(tmp_path / "y.safetensors")) != expected
 
 
 def test_a_checksum_is_what_it_has_always_been(tiny_config: ModelConfig) -> None:
@@ -72,55 +70,37 @@ def test_a_checksum_is_what_it_has_always_been(tiny_config: ModelConfig) -> None
         "a": torch.tensor(2.5),
         "c": torch.zeros(0, 3),
     }
-    assert model_checksum(tiny_config, tensors) == "e1d43596122a1fa5"
+    assert model_checksum(tiny_config, {}, tensors) == "e1d43596122a1fa5"
 
 
 def test_a_mapping_of_tensors(tmp_path: Path) -> None:
-    """Names are known without reading; the tensors are those of the file, and are read once."""
+    """Names are known without reading; the tensors are those of the file."""
     tensors = examples(torch.float16)
     path = tmp_path / "x.safetensors"
     save_file(tensors, path)
     file = TensorFile(str(path))
-    assert set(file) == set(tensors) and len(file) == len(tensors) and not file.kept
-    assert file["many"] is file["many"] and torch.equal(file["many"], tensors["many"])
+    assert set(file) == set(tensors) and len(file) == len(tensors)
+    assert torch.equal(file["many"], tensors["many"])
     with pytest.raises(KeyError):
         _ = file["none"]
-    assert file.load()["many"] is not file["many"]
+    assert {name: value.tolist() for name, value in file.load().items()} == {
+        name: value.tolist() for name, value in tensors.items()
+    }
     copied = pickle.loads(pickle.dumps(file))
     assert torch.equal(copied["many"], tensors["many"])
-    array = file.stored()["many"].read()
-    assert isinstance(array, np.ndarray) and array.dtype == np.float16
+    assert np.array_equal(file.as_float32("many"), tensors["many"].float().numpy())
 
 
-@pytest.mark.parametrize("how", ["replaced", "rewritten", "removed"])
-def test_a_file_that_changes_is_refused(tmp_path: Path, how: str) -> None:
-    """What was opened as one set of tensors is never read as another; what has been kept stays."""
+def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
+    """Tensors are read when they are asked for, and then the file must be there."""
     path = tmp_path / "x.safetensors"
     save_file(examples(torch.float16), path)
-    os.utime(path, (1, 1))
-    kept, file = TensorFile(path), TensorFile(path)
-    before = kept["many"].clone()
-    if how == "replaced":
-        save_file({"many": torch.zeros(6, 4, dtype=torch.float16)}, tmp_path / "new")
-        os.utime(tmp_path / "new", (1, 1))
-        os.replace(tmp_path / "new", path)
-    elif how == "rewritten":
-        path.write_bytes(path.read_bytes())
-    else:
-        path.unlink()
-    message = "the file is missing" if how == "removed" else "has been replaced since it was opened"
-    for use in (
-        file.load,
-        lambda: file["many"],
-        lambda: file.read("many"),
-        lambda: file.copy_to(tmp_path / "copy"),
-        file.check,
-    ):
-        with pytest.raises(WeightsError, match=message) as caught:
+    file = TensorFile(path)
+    path.unlink()
+    for use in (file.load, lambda: file["many"], lambda: file.as_float32("many")):
+        with pytest.raises(WeightsError, match="the file is missing") as caught:
             use()
         assert caught.value.path == str(path)
-    assert not (tmp_path / "copy").exists()
-    assert torch.equal(kept["many"], before)
 
 
 def test_weights_saved_where_they_came_from(tiny_weights: Weights, tmp_path: Path) -> None:
@@ -132,20 +112,3 @@ def test_weights_saved_where_they_came_from(tiny_weights: Weights, tmp_path: Pat
     weights.save(tmp_path / "copy")
     weights.build()
     assert {weights.checksum(), load(folder).checksum(), load(tmp_path / "copy").checksum()} == {expected}
-
-
-@pytest.mark.parametrize("name", [ADAPTER, BACKBONE])
-def test_weights_replaced_by_others(tiny_weights: Weights, tmp_path: Path, name: str) -> None:
-    """The checksum of files that were replaced is not given, nor are they mixed into a model or a copy."""
-    folder = tiny_weights.save(tmp_path / "w")
-    weights = load(folder)
-    shutil.copyfile(folder / name, tmp_path / "copy")
-    os.replace(tmp_path / "copy", folder / name)
-    for use in (
-        weights.checksum,
-        weights.build,
-        lambda: weights.save(tmp_path / "copy"),
-        lambda: weights.save(folder),
-    ):
-        with pytest.raises(WeightsError, match="has been replaced"):
-            use()

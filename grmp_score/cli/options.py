@@ -162,24 +162,16 @@ def check_source(model: str | None, filename: str | None) -> None:
         raise click.UsageError("--filename needs --model, the folder or repository it lies in")
 
 
-def open_scorer(
-    model: str | None, filename: str | None, revision: str | None, *, may_idle: bool = False, **options: Any
-) -> Scorer:
+def open_scorer(model: str | None, filename: str | None, revision: str | None, **options: Any) -> Scorer:
     """A scorer of the named model, or of the bundled one.
 
     Args:
         model, filename, revision: what `model_options` give.
-        may_idle: a cache may have all the scores, so the model is made when the first image needs it.  Otherwise it
-            is made at once, and weights that do not fit are refused before anything is written.
         options: those of `Scorer`.
     """
     # Torch and NumPy take long to import: after the arguments are known to be right, not before.
     from grmp_score.scorer import Scorer
 
     if model is None:  # not by its name: a folder of that name must not take its place
-        scorer = Scorer(**options)
-    else:
-        scorer = Scorer.from_pretrained(model, filename=filename, revision=revision, **options)
-    if not may_idle:
-        _ = scorer.model
-    return scorer
+        return Scorer(**options)
+    return Scorer.from_pretrained(model, filename=filename, revision=revision, **options)

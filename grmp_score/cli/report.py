@@ -100,16 +100,15 @@ def command(
     warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files become errors of the page, not warnings
 
     from grmp_score.images.read import MAX_PIXELS
-    from grmp_score.meaning import thresholds
     from grmp_score.pipeline.cache import ScoreCache
     from grmp_score.report.gallery import Failure, Fence, Gallery
     from grmp_score.report.html import Facts, write_page
+    from grmp_score.score import verdict_limits
 
     scorer = open_scorer(
         model,
         filename,
         revision,
-        may_idle=cache is not None,
         device=device,
         patches=patches,
         batch_size=batch_size,
@@ -134,7 +133,7 @@ def command(
 
         stopped = False
         try:
-            for score in scorer.score_many(allowed(), cache=known, watch=gallery.look):
+            for score in scorer.score_many(allowed(), cache=known, on_image=gallery.look):
                 gallery.add(score)
                 advance(1)
         except KeyboardInterrupt:  # what took hours is not thrown away
@@ -147,7 +146,7 @@ def command(
             patches=scorer.preprocess.patches,
             created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
             version=__version__,
-            verdicts=thresholds(scorer.config.reference_percentiles),
+            verdicts=verdict_limits(scorer.config.reference_percentiles),
             note=f"Stopped after {done} of {len(files)} images." if stopped else "",
         )
         write_page(output, gallery, facts)

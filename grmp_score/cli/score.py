@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ from grmp_score.report.writers import (
 
 if TYPE_CHECKING:
     from grmp_score.pipeline.cache import ScoreCache
-    from grmp_score.score import Score
+    from grmp_score.score import AnyScore
     from grmp_score.scorer import Scorer
 
 
@@ -101,7 +101,6 @@ def command(
                 model,
                 filename,
                 revision,
-                may_idle=cache is not None,
                 device=device,
                 patches=patches,
                 **settings.scorer_options,
@@ -111,8 +110,8 @@ def command(
                 earlier.check(about, scorer.preprocess.patches, path=str(settings.resume))
             tally.begin(scorer, about)
             scores = scored(settings, scorer, chain([first], names), cache)
-            if cache is not None:
-                scores = begun(scores)
+            # The first score before anything is written: weights that fit nothing are refused without a trace.
+            scores = chain([next(scores)], scores)
             with progress_bar(
                 "Scoring", None, unit="images", streaming=settings.streaming, quiet=settings.quiet
             ) as advance:
@@ -120,7 +119,7 @@ def command(
                 with writing(settings, stream, about, header=earlier.fields is None) as writer:
                     for score in settings.selection.apply(tally.watch(scores, advance)):
                         writer.write(score)
-                        if settings.explain is not None and score.path is not None and score.value is not None:
+                        if settings.explain is not None and score.path is not None and score.error is None:
                             explain(scorer, score.path, settings.explain)
                     # On Ctrl-C what has been scored is selected, sorted and written like a complete run.
                     writer.close()
@@ -155,7 +154,7 @@ class Tally:
             if self.done:
                 self.say(f"{self.done} images have been scored before")
 
-    def watch(self, scores: Iterable[Score], advance: Advance) -> Iterator[Score]:
+    def watch(self, scores: Iterable[AnyScore], advance: Advance) -> Iterator[AnyScore]:
         """Passes scores on.  Ctrl-C ends the stream; whoever consumes it can finish what it does."""
         try:
             for score in scores:
@@ -179,7 +178,9 @@ class Tally:
             self.say(f"{images} images in {seconds:.1f} s ({images / max(seconds, 1e-9):.1f} per second){cached}")
 
 
-def scored(settings: Settings, scorer: Scorer, names: Iterable[str], cache: ScoreCache | None) -> Iterator[Score]:
+def scored(
+    settings: Settings, scorer: Scorer, names: Iterable[str], cache: ScoreCache | None
+) -> Iterator[AnyScore]:
     """The scores, computed here or on a Ray cluster."""
     if settings.engine == "local":
         return scorer.score_many(names, cache=cache)
@@ -196,11 +197,6 @@ def scored(settings: Settings, scorer: Scorer, names: Iterable[str], cache: Scor
         background=scorer.background,
         max_pixels=scorer.max_pixels,
     )
-
-
-def begun(scores: Iterator[Score]) -> Iterator[Score]:
-    """The same scores, the first of them made: weights that fit nothing are refused before anything is written."""
-    return chain(list(islice(scores, 1)), scores)
 
 
 def explain(scorer: Scorer, path: str, folder: Path) -> None:

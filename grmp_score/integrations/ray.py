@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Union
 
 from grmp_score.errors import ConfigError
 from grmp_score.images.read import MAX_PIXELS
-from grmp_score.integrations.frames import check_columns, columns_of, named_source
 from grmp_score.integrations.ray_cluster import RETRIES, connected, explained, quiet, ray_data, the_ray
-from grmp_score.score import Score
+from grmp_score.integrations.tables import check_columns, columns_of, image_of_cell
+from grmp_score.score import AnyScore, FailedScore, Score
 from grmp_score.scorer import Scorer
 from grmp_score.weights.folder import Weights, load
 
@@ -110,7 +110,7 @@ def score_paths(
     num_cpus: float = 1,
     num_gpus: float = 0,
     batch_size: int | None = None,
-) -> Iterator[Score]:
+) -> Iterator[AnyScore]:
     """Scores files on a Ray cluster, in the order of the input, one `Score` for each.
 
     The scores are what `Scorer.score_many` gives, row for row.  The list of paths is read to its end before the
@@ -233,8 +233,7 @@ def _pool(
 
 def _weights(model: ModelRef) -> Weights:
     if isinstance(model, Scorer):
-        config = dataclasses.replace(model.config, preprocess=model.preprocess)
-        model = dataclasses.replace(model.weights, config=config)
+        model = model.current_weights()
     elif not isinstance(model, Weights):
         model = load(model)
     # Tensors, not the name of a file that only this machine has.
@@ -253,9 +252,9 @@ class _Worker:
         self._scorer = Scorer(the_ray().get(weights), workers=threads, **options)
         _ = self._scorer.model  # made now, not with the first row
 
-    def _scores(self, values: Iterable[Any]) -> Iterator[Score]:
+    def _scores(self, values: Iterable[Any]) -> Iterator[AnyScore]:
         """One score for each value, with the name it had in the data set."""
-        named = [named_source(value, self._base) for value in values]
+        named = [image_of_cell(value, self._base) for value in values]
         scores = self._scorer.score_many(source for _, source in named)
         for (name, _), score in zip(named, scores, strict=True):
             yield score if name is None else dataclasses.replace(score, path=name)
@@ -291,8 +290,10 @@ class _ScoreWorker(_Worker):
         return pyarrow.table({_RESULT: pyarrow.array(results, pyarrow.string())})
 
 
-def _from_json(text: str) -> Score:
+def _from_json(text: str) -> AnyScore:
     fields: dict[str, Any] = json.loads(text)
+    if "error" in fields:
+        return FailedScore(**fields)
     return Score(**{**fields, "patch_values": tuple(fields["patch_values"])})
 
 

@@ -1,12 +1,12 @@
-"""The model at work: where it runs, and patches in, p(high) out."""
+"""The model at work: which device, and patches in, p(high) out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
-from itertools import islice
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -38,30 +38,23 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def usual_batch_size(device: torch.device) -> int:
+def default_batch_size(device: torch.device) -> int:
     """Images to compute together: enough to keep the device busy, and not more than memory is likely to hold."""
     return min(8, max(1, torch.get_num_threads() // 2)) if device.type == "cpu" else 16
 
 
-@torch.inference_mode()
-def p_high_of(model: QualityCLIP, images: Sequence[Tensor], device: torch.device) -> list[tuple[float, ...]]:
-    """p(high) of the patches of images.
+def patch_probabilities(model: QualityCLIP, patches: Tensor, device: torch.device) -> list[float]:
+    """p(high) of patches [B, 3, S, S]: B numbers in 0..1, higher is better.
 
     Args:
         model: on ``device``.
-        images: the patches [P, 3, S, S] of each image.
+        patches: normalised; B >= 1.
         device: where to compute.
-
-    Returns:
-        P numbers in 0..1 for each image, higher is better.
     """
-    if not images:
-        return []
-    parts = parts_of(torch.cat(list(images)), device)
-    logits = torch.cat(on_all_cores(lambda part: model(part.to(device)).cpu(), parts))
+    parts = parts_of(patches, device)
+    logits = torch.cat(on_all_cores(lambda part: model(part.to(device)).cpu(), parts))  # [B, 2]
     values: list[float] = p_high(logits.double()).tolist()
-    left = iter(values)
-    return [tuple(islice(left, len(patches))) for patches in images]
+    return values
 
 
 def parts_of(patches: Tensor, device: torch.device) -> tuple[Tensor, ...]:
@@ -79,35 +72,36 @@ def on_all_cores(function: Callable[[Tensor], T], items: Sequence[Tensor]) -> li
     Small passes side by side keep the cores busier than one after another on all of them.  As many run at a time as
     torch would use threads (``torch.get_num_threads()``).
     """
+
+    def compute(item: Tensor) -> T:
+        with torch.inference_mode():  # a thread's own setting
+            return function(item)
+
     threads = torch.get_num_threads()
-    if threads == 1 or len(items) == 1:
-        with one_core(threads):
-            return [_without_gradients(function, item) for item in items]
-    with one_core(threads), ThreadPoolExecutor(min(threads, len(items)), initializer=_take_one_core) as pool:
-        return list(pool.map(partial(_without_gradients, function), items))
-
-
-@contextmanager
-def one_core(threads: int) -> Iterator[None]:
-    """Lets torch use one core in this thread, and ``threads`` again at the end.
-
-    The number is kept per thread, but each setting is also what threads get that start later; so whatever the
-    threads in between set, it is put back.
-    """
     if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+        return [compute(item) for item in items]
+    return list(_one_core_workers(threads).map(compute, items))
 
 
-def _take_one_core() -> None:
-    torch.set_num_threads(1)
+@lru_cache(maxsize=4)
+def _one_core_workers(threads: int) -> ThreadPoolExecutor:
+    """Threads in which torch uses one core each; made once, and kept.
+
+    torch's setting is a thread's own, but each setting is also what a thread gets that asks torch for the first
+    time later.  So all workers are started here and now, and the number is put back before anything is computed.
+    """
+    started = threading.Barrier(threads)
+
+    def start(_: int) -> None:
+        torch.get_num_threads()  # the first time: from now on the thread keeps what is set in it
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="grmp-score-model")
+    list(pool.map(start, range(threads)))
+    torch.set_num_threads(threads)
+    return pool
 
 
-def _without_gradients(function: Callable[[Tensor], T], item: Tensor) -> T:
-    with torch.inference_mode():  # a thread's own setting
-        return function(item)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_one_core_workers.cache_clear)  # threads do not survive a fork

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from grmp_score import __version__
-from grmp_score.meaning import CLEAN, WORST, thresholds
+from grmp_score.score import CLEAN, WORST, verdict_limits
 from grmp_score.weights.tensors import TensorFile
 
 if TYPE_CHECKING:
@@ -29,17 +29,15 @@ def facts(weights: Weights) -> dict[str, Any]:
     Raises:
         WeightsError: the tensors do not make a model.
     """
-    from grmp_score.weights.checksum import model_checksum
-
     state = weights.build().state_dict()
     return {
         **dataclasses.asdict(weights.config),
-        "checksum": model_checksum(weights.config, state),
+        "checksum": weights.checksum(),
         "origin": weights.origin,
         "parameters": sum(t.numel() for t in state.values()),
         "adapter_parameters": sum(t.numel() for t in weights.adapter.values()),
         "bytes": size(weights),
-        "verdicts": dict(thresholds(weights.config.reference_percentiles)),
+        "verdicts": dict(verdict_limits(weights.config.reference_percentiles)),
         "libraries": libraries(),
     }
 
@@ -115,7 +113,7 @@ def references(config: ModelConfig) -> Iterator[str]:
     for name, points in config.reference_percentiles.items():
         shown = ", ".join(f"{p} %: {points[p]:.3f}" for p in SHOWN) if len(points) == 101 else "unreadable"
         yield f"{name}{' (percentiles of scores refer to it)' if name == CLEAN else ''}: {shown}"
-    limits = thresholds(config.reference_percentiles)
+    limits = verdict_limits(config.reference_percentiles)
     if limits:
         yield "verdicts: " + ", ".join(f"{word} from {limit:.3f}" for word, limit in limits) + f", {WORST} below"
 

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from grmp_score.errors import GrmpScoreError
+from grmp_score.files import replacing
 from grmp_score.images.read import read_image
 from grmp_score.report.colours import colour, colours, ink_on
-from grmp_score.report.files import replacing
 
 if TYPE_CHECKING:
     from grmp_score.explain import Explanation, PatchValue
@@ -97,9 +97,9 @@ def draw_explanation(image: Image.Image, explanation: Explanation, *, title: str
     picture = Image.new("RGB", (text + 2 * _MARGIN, top + rows * (height + caption) + legend), _PAPER)
     draw = ImageDraw.Draw(picture)
     score = explanation.score
-    assert score.value is not None and score.standard_error is not None
     large, normal, small = (ImageFont.load_default(size) for size in (30, 20, 16))
-    number = f"{score.value:.3f} ± {score.standard_error:.3f}"
+    spread = "" if score.standard_error is None else f" ± {score.standard_error:.3f}"
+    number = f"{score.value:.3f}{spread}"
     room = text - draw.textlength(number, large) - _GAP
     draw.text((_MARGIN, _MARGIN), _fitting(draw, drawable(title), large, room), _INK, large)
     draw.text((_MARGIN + text, _MARGIN), number, _INK, large, anchor="ra")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from grmp_score.report.bursts import fingerprint
+from grmp_score.score import AnyScore, FailedScore
 
 if TYPE_CHECKING:
-    from grmp_score.scorer import Score
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Shot:
 
     path: str
     value: float
-    standard_error: float
+    standard_error: float | None
     width: int
     height: int
     preview: Preview
@@ -97,12 +98,12 @@ class Gallery:
             self._end += len(data)
             self._seen[path] = Preview(start, len(data), *thumbnail.size, fingerprint(thumbnail))
 
-    def add(self, score: Score) -> bool:
+    def add(self, score: AnyScore) -> bool:
         """Adds the score of an image that `look` has seen; whether it has one."""
         path = score.path or ""
         preview = self._seen.pop(path, None)
-        if score.value is None or score.standard_error is None or not score.width or not score.height:
-            self.failures.append(Failure(path, score.error or "no score"))
+        if isinstance(score, FailedScore):
+            self.failures.append(Failure(path, score.error))
             return False
         if preview is None:
             raise ValueError(f"no picture was seen of {path!r}")

@@ -17,12 +17,12 @@ from urllib.parse import quote
 from PIL import Image
 
 from grmp_score.errors import GrmpScoreError
-from grmp_score.meaning import WORST, verdict
+from grmp_score.files import replacing
 from grmp_score.report.bursts import bursts
 from grmp_score.report.colours import colour
-from grmp_score.report.files import replacing
 from grmp_score.report.gallery import Gallery, Shot, encode, shrink
 from grmp_score.report.rows import printable, short_names
+from grmp_score.score import WORST, verdict_of
 
 _PAGE = Path(__file__).parent / "page"
 _BINS = 20
@@ -42,7 +42,7 @@ class Facts:
         checksum: of the weights; None leaves it out.
         patches: patches per image.
         created: date and time as text.
-        verdicts: `grmp_score.meaning.thresholds` of the weights; may be empty.
+        verdicts: `grmp_score.score.thresholds` of the weights; may be empty.
         version: of this package.
         note: what the reader should know first, e.g. that the run was stopped.
     """
@@ -239,8 +239,9 @@ class _Page:
 
     def _card(self, i: int, *, main: bool = False, small: bool = False, best: bool = False) -> str:
         shot, name = self._shots[i], text(self._names[i])
-        number, spread = f"{shot.value:.3f}", f"± {shot.standard_error:.3f}"
-        judgement = verdict(self._facts.verdicts, shot.value)
+        number = f"{shot.value:.3f}"
+        spread = "" if shot.standard_error is None else f"± {shot.standard_error:.3f}"
+        judgement = verdict_of(self._facts.verdicts, shot.value)
         word = f" <span>{text(judgement)}</span>" if judgement else ""
         size = "" if small else f"{shot.width}×{shot.height}"
         attributes, note = "", ""

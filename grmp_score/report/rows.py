@@ -12,7 +12,7 @@ from grmp_score.errors import ConfigError
 
 if TYPE_CHECKING:  # the scorer imports NumPy and Pillow, which --help and wrong usage should not wait for
     from grmp_score.config import LabelScale, ModelConfig
-    from grmp_score.score import Score
+    from grmp_score.score import AnyScore
 
 Value = str | float | int | None
 
@@ -43,7 +43,7 @@ class Model:
         name: the weights' own.
         checksum: `Scorer.checksum`.
         label_scale: of the weights, if they have one.
-        thresholds: verdicts and where they begin (see `grmp_score.meaning`); empty without reference distributions.
+        thresholds: verdicts and where they begin (see `grmp_score.score`); empty without reference distributions.
     """
 
     name: str
@@ -54,27 +54,27 @@ class Model:
     @classmethod
     def of(cls, config: ModelConfig, checksum: str) -> Model:
         """The model of a configuration."""
-        from grmp_score.meaning import thresholds
+        from grmp_score.score import verdict_limits
 
-        return cls(config.name, checksum, config.label_scale, tuple(thresholds(config.reference_percentiles)))
+        return cls(config.name, checksum, config.label_scale, tuple(verdict_limits(config.reference_percentiles)))
 
 
-def row(score: Score, model: Model) -> dict[str, Value]:
+def row(score: AnyScore, model: Model) -> dict[str, Value]:
     """One score as a flat record with the columns of `FIELDS`; numbers keep their full precision."""
-    return {
-        "path": score.path,
+    known: dict[str, Value] = dict.fromkeys(FIELDS)
+    known |= {"path": score.path, "content_hash": score.content_hash, "error": score.error}
+    known |= {"model": model.name, "checksum": model.checksum}
+    if score.error is not None:
+        return known
+    return known | {
         "score": score.value,
         "standard_error": score.standard_error,
         "std": score.std,
-        "patches": len(score.patch_values) or None,
+        "patches": len(score.patch_values),
         "label": score.label,
         "percentile": score.percentile,
         "width": score.width,
         "height": score.height,
-        "content_hash": score.content_hash,
-        "model": model.name,
-        "checksum": model.checksum,
-        "error": score.error,
     }
 
 

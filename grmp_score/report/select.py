@@ -7,10 +7,9 @@ import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, Any, Literal
 
-if TYPE_CHECKING:
-    from grmp_score.score import Score
+from grmp_score.score import AnyScore, FailedScore, Score
 
 #: Scores that are sorted in memory; more are sorted in parts, on disk.
 CHUNK = 5_000
@@ -49,42 +48,42 @@ class Selection:
         """Whether nothing can be shown before the last image has been scored."""
         return self.sort != "none" or self.top is not None or self.bottom is not None
 
-    def apply(self, scores: Iterable[Score]) -> Iterator[Score]:
+    def apply(self, scores: Iterable[AnyScore]) -> Iterator[AnyScore]:
         """The selected scores.  Streams unless `waits`; of equal scores the earlier one wins and comes first."""
-        chosen: Iterator[Score] = filter(self._passes, scores)
+        chosen: Iterator[AnyScore] = filter(self._passes, scores)
         if self.top is not None or self.bottom is not None:
             kept = _extremes(chosen, self.top or 0, self.bottom or 0)
             if self.sort == "none":
                 sign = 1 if self.top is None else -1  # the worst alone begin with the very worst
-                return iter(sorted(kept, key=lambda s: sign * (s.value or 0.0)))
+                return iter(sorted(kept, key=lambda s: sign * s.value))
             chosen = iter(kept)
         if self.sort == "none":
             return chosen
         return sorted_on_disk(chosen, self._key())
 
-    def _passes(self, score: Score) -> bool:
-        if score.value is None:
+    def _passes(self, score: AnyScore) -> bool:
+        if isinstance(score, FailedScore):
             return not self.filters
         return (self.minimum is None or score.value >= self.minimum) and (
             self.maximum is None or score.value <= self.maximum
         )
 
-    def _key(self) -> Callable[[Score], Order]:
+    def _key(self) -> Callable[[AnyScore], Order]:
         if self.sort == "score":
             sign = 1 if self.descending is False else -1
-            return lambda s: (s.value is None, 0.0 if s.value is None else sign * s.value)
+            return lambda s: (True, 0.0) if isinstance(s, FailedScore) else (False, sign * s.value)
         if self.descending:
             # Code points negated, and at the end something greater than all of them, sort names backwards.
             return lambda s: (*(-ord(letter) for letter in s.path or ""), 1)
         return lambda s: (s.path or "",)
 
 
-def _extremes(scores: Iterable[Score], top: int, bottom: int) -> list[Score]:
+def _extremes(scores: Iterable[AnyScore], top: int, bottom: int) -> list[Score]:
     """The best and the worst scores, in the order they came; one that is both stands there once."""
     best: list[tuple[float, int, Score]] = []
     worst: list[tuple[float, int, Score]] = []
     for index, score in enumerate(scores):
-        if score.value is None:
+        if isinstance(score, FailedScore):
             continue
         for heap, size, value in ((best, top, score.value), (worst, bottom, -score.value)):
             # The smallest of a heap is the next to go: the lowest value and, of equal ones, the latest.
@@ -96,10 +95,10 @@ def _extremes(scores: Iterable[Score], top: int, bottom: int) -> list[Score]:
     return [found[index] for index in sorted(found)]
 
 
-def sorted_on_disk(scores: Iterable[Score], key: Callable[[Score], Order]) -> Iterator[Score]:
+def sorted_on_disk(scores: Iterable[AnyScore], key: Callable[[AnyScore], Order]) -> Iterator[AnyScore]:
     """All scores by ``key``, equal ones in the order they came; at most `CHUNK` of them are in memory."""
     parts: list[IO[bytes]] = []
-    chunk: list[tuple[Order, int, Score]] = []
+    chunk: list[tuple[Order, int, AnyScore]] = []
     try:
         for index, score in enumerate(scores):
             chunk.append((key(score), index, score))
@@ -115,7 +114,7 @@ def sorted_on_disk(scores: Iterable[Score], key: Callable[[Score], Order]) -> It
             part.close()
 
 
-def _spill(chunk: list[tuple[Order, int, Score]]) -> IO[bytes]:
+def _spill(chunk: list[tuple[Order, int, AnyScore]]) -> IO[bytes]:
     file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `sorted_on_disk`)
     for item in sorted(chunk, key=lambda item: item[:2]):
         pickle.dump(item, file)
@@ -123,7 +122,7 @@ def _spill(chunk: list[tuple[Order, int, Score]]) -> IO[bytes]:
     return file
 
 
-def _spilled(file: IO[bytes]) -> Iterator[tuple[Order, int, Score]]:
+def _spilled(file: IO[bytes]) -> Iterator[tuple[Order, int, AnyScore]]:
     while True:
         try:
             yield pickle.load(file)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import IO, TYPE_CHECKING, Literal
 
-from grmp_score.meaning import WORST, verdict
 from grmp_score.report.console import console_on
 from grmp_score.report.rows import Model, printable, shared_folder, short_name
+from grmp_score.score import WORST, AnyScore, FailedScore
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from grmp_score.score import Score
 
 #: Rows that are held, and share their columns' widths, where nobody looks on.
 PAGE = 1000
@@ -33,11 +32,11 @@ class TableWriter:
 
     def __init__(self, stream: IO[str], model: Model, *, live: bool = False) -> None:
         self._console, self._model, self._live = console_on(stream), model, live
-        self._page: list[Score] = []
+        self._page: list[AnyScore] = []
         self._folder, self._longest, self._begun = "", 0, False
         self._bar = 20 if self._console.width >= 100 else 10
 
-    def write(self, score: Score) -> None:
+    def write(self, score: AnyScore) -> None:
         self._page.append(score)
         if len(self._page) >= (1 if self._live else PAGE):
             self._print_page()
@@ -69,7 +68,7 @@ class TableWriter:
         names = [short_name(path, self._folder) for path in paths]
         if not self._begun:
             self._longest = max((cell_len(name) for name in names), default=0)
-        failed = self._live and self._begun and self._page[0].value is None
+        failed = self._live and self._begun and isinstance(self._page[0], FailedScore)
         table = self._failure_table() if failed else self._table()
         for name, score in zip(names, self._page, strict=True):
             table.add_row(*self._cells(name, score)[: len(table.columns)])
@@ -111,19 +110,22 @@ class TableWriter:
         table.add_column()
         return table
 
-    def _cells(self, name: str, score: Score) -> list[str]:
+    def _cells(self, name: str, score: AnyScore) -> list[str]:
         from rich.markup import escape
 
-        word = None if score.value is None else verdict(self._model.thresholds, score.value)
+        word = None if isinstance(score, FailedScore) else score.verdict
         colour = _NEUTRAL if word is None else _COLOURS[word]
-        if score.value is None or score.standard_error is None:
-            cells = [escape(name), "[red]error[/]", f"[red]{escape(printable(score.error or ''))}[/]", ""]
+        if isinstance(score, FailedScore):
+            cells = [escape(name), "[red]error[/]", f"[red]{escape(printable(score.error))}[/]", ""]
+            label, pixels = None, ""
         else:
             filled = round(score.value * self._bar)
             bar = f"[{colour}]{'█' * filled}[/][dim]{'░' * (self._bar - filled)}[/]"
-            cells = [escape(name), f"{score.value:.3f}", bar, f"{score.standard_error:.3f}"]
+            spread = "" if score.standard_error is None else f"{score.standard_error:.3f}"
+            cells = [escape(name), f"{score.value:.3f}", bar, spread]
+            label, pixels = score.label, f"{score.width}x{score.height}"
         if self._model.label_scale is not None:
-            cells.append("" if score.label is None else f"{score.label:.2f}")
+            cells.append("" if label is None else f"{label:.2f}")
         if self._model.thresholds:
             cells.append("" if word is None else f"[{colour}]{word}[/]")
-        return [*cells, "" if score.width is None else f"{score.width}x{score.height}"]
+        return [*cells, pixels]

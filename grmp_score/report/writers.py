@@ -12,7 +12,7 @@ from grmp_score.errors import MissingExtraError
 from grmp_score.report.rows import DESCRIPTIONS, FIELDS, Model, Value, pick, row
 
 if TYPE_CHECKING:
-    from grmp_score.score import Score
+    from grmp_score.score import AnyScore
 
 FORMATS = ("table", "csv", "tsv", "jsonl", "parquet", "paths")
 
@@ -30,7 +30,7 @@ ROW_GROUP = 1000
 class Writer(Protocol):
     """Takes scores one by one."""
 
-    def write(self, score: Score) -> None: ...
+    def write(self, score: AnyScore) -> None: ...
 
     def close(self) -> None: ...
 
@@ -51,7 +51,7 @@ class DelimitedWriter:
         if header:
             self._line(self._fields)
 
-    def write(self, score: Score) -> None:
+    def write(self, score: AnyScore) -> None:
         self._line(pick(row(score, self._model), self._fields).values())
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class JsonLinesWriter:
     def __init__(self, stream: IO[str], model: Model, fields: Sequence[str] = FIELDS) -> None:
         self._stream, self._model, self._fields = stream, model, tuple(fields)
 
-    def write(self, score: Score) -> None:
+    def write(self, score: AnyScore) -> None:
         self._stream.write(json.dumps(pick(row(score, self._model), self._fields)) + "\n")
         self._stream.flush()
 
@@ -89,8 +89,8 @@ class PathsWriter:
     def __init__(self, stream: IO[str], end: str = "\n") -> None:
         self._stream, self._end = stream, end
 
-    def write(self, score: Score) -> None:
-        if score.value is not None:
+    def write(self, score: AnyScore) -> None:
+        if score.error is None:
             self._stream.write((score.path or "") + self._end)
             self._stream.flush()
 
@@ -117,7 +117,7 @@ class ParquetWriter:
         self._writer = parquet.ParquetWriter(os.fspath(file), self._schema)
         self._model, self._fields, self._rows = model, tuple(fields), list[dict[str, Value]]()
 
-    def write(self, score: Score) -> None:
+    def write(self, score: AnyScore) -> None:
         record = pick(row(score, self._model), self._fields)
         self._rows.append({name: _unicode(value) for name, value in record.items()})
         if len(self._rows) >= ROW_GROUP:

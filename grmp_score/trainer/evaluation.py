@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from grmp_score.score import FailedScore
 from grmp_score.trainer.data.labels import Labels
 from grmp_score.trainer.data.raters import RaterAgreement, rater_agreement
 from grmp_score.trainer.metrics import (
@@ -195,8 +196,9 @@ def evaluate(
     unscored = []
     started = time.monotonic()
     for i, score in enumerate(scorer.score_many(labels.paths)):
-        if score.value is None or math.isnan(score.value):
-            unscored.append(Unscored(labels.paths[i], labels.rows[i], score.error or "the model gave NaN"))
+        if isinstance(score, FailedScore) or math.isnan(score.value):
+            reason = score.error or "the model gave NaN"
+            unscored.append(Unscored(labels.paths[i], labels.rows[i], reason))
         else:
             predictions[i] = score.value
         if progress is not None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +21,10 @@ from safetensors import SafetensorError
 
 from grmp_score.config import Backbone, ModelConfig
 from grmp_score.errors import HubError, WeightsError
+from grmp_score.files import replacing
 from grmp_score.weights import hub
-from grmp_score.weights.checksum import model_checksum
-from grmp_score.weights.tensors import Stored, TensorFile, write_tensors
+from grmp_score.weights.checksum import check_sha256, model_checksum, sha256_of
+from grmp_score.weights.tensors import TensorFile, write_tensors
 
 if TYPE_CHECKING:  # what is known without a model takes milliseconds; torch takes seconds
     import torch
@@ -61,13 +64,12 @@ class Weights:
         return self.backbone.load() if isinstance(self.backbone, TensorFile) else dict(self.backbone)
 
     def checksum(self) -> str:
-        """The `model_checksum` of these weights; that of a `Scorer` of them is the same.
+        """The `model_checksum` of these weights.
 
         Raises:
-            WeightsError: a file has been replaced since it was opened.
+            WeightsError: a file has been removed or damaged.
         """
-        state = {f"clip.{name}": tensor for name, tensor in _stored(self.backbone).items()}
-        return model_checksum(self.config, {**state, **_stored(self.adapter)})
+        return model_checksum(self.config, self.backbone, self.adapter)
 
     def build(self) -> QualityCLIP:
         """Makes the model in float32 on the CPU, in eval mode.
@@ -113,52 +115,41 @@ class Weights:
                     repo=None,
                     filename=None,
                     revision=None,
-                    sha256=hub.sha256_of(folder / BACKBONE),
+                    sha256=sha256_of(folder / BACKBONE),
                 )
                 config = dataclasses.replace(config, backbone=local)
             _save(dict(self.adapter), folder / ADAPTER)
             for name, text in ((CARD, self.card), (CONFIG, config.to_json())):
-                with _replacing(folder / name) as temporary:
+                with replacing(folder / name) as temporary:
                     temporary.write_text(text, encoding="utf-8")
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise WeightsError(f"cannot write weights: {reason}", path=folder) from error
         return folder
 
-
-class _replacing:
-    """Context manager: write to a temporary sibling, then move it over the target in one step."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(dir=self.target.parent, prefix=f".{self.target.name}.")
-        os.close(handle)
-        self.temporary = Path(name)
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            os.chmod(self.temporary, 0o644)  # whatever the writer made of it
-            os.replace(self.temporary, self.target)
-        else:
-            self.temporary.unlink(missing_ok=True)
-
-
-def _stored(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor | Stored]:
-    return tensors.stored() if isinstance(tensors, TensorFile) and not tensors.kept else tensors
+    def push(
+        self,
+        repo: str,
+        *,
+        private: bool = False,
+        token: str | bool | None = None,
+        revision: str | None = None,
+    ) -> str:
+        """Uploads the folder as a Hub repository and returns the URL of the commit."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = self.save(name)
+            # An empty model card would only make the Hub complain.
+            files = sorted(path.name for path in folder.iterdir() if path.stat().st_size)
+            return hub.push_folder(folder, repo, private=private, token=token, revision=revision, files=files)
 
 
 def _save(tensors: Mapping[str, Tensor], target: Path) -> None:
     if not isinstance(tensors, TensorFile):
-        with _replacing(target) as temporary:
+        with replacing(target) as temporary:
             write_tensors(tensors, temporary)
-    elif target.exists() and target.samefile(tensors.path):
-        tensors.check()  # a copy would be another file, and these weights could not be read any more
-    else:
-        with _replacing(target) as temporary:
-            tensors.copy_to(temporary)
+    elif not (target.exists() and target.samefile(tensors.path)):
+        with replacing(target) as temporary:
+            shutil.copyfile(tensors.path, temporary)
 
 
 def _some(names: list[str]) -> str:
@@ -168,6 +159,7 @@ def _some(names: list[str]) -> str:
 def load(
     source: str | os.PathLike[str] | None = None,
     *,
+    filename: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -181,6 +173,7 @@ def load(
     Args:
         source: a folder, the name of a bundled model, a Hub repository id, or None for the bundled default.
             An existing folder wins over a bundled name, which wins over a repository.
+        filename: an official ``*.pt`` checkpoint in that folder or repository; it is converted in memory.
         revision: branch, tag or commit of the repository.  All files are of the commit that it stands for when
             the first is asked for, whatever is pushed meanwhile.
         token: Hub token, or True for the stored one.
@@ -193,64 +186,75 @@ def load(
         ConfigError: ``config.json`` is not as expected.
     """
     name = os.fspath(source) if source is not None else DEFAULT_MODEL
-    folder = Path(name)
-    if source is None or (not folder.exists() and (BUNDLED / name / CONFIG).is_file()):
-        folder = BUNDLED / name
+    fetch = partial(hub.fetch_file, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    if filename is not None:
+        from grmp_score.weights.official import load_official
+
+        return load_official(
+            _checkpoint(name, filename, partial(fetch, revision=revision)), name=f"{name}/{filename}"
+        )
+    folder = _local_folder(source)
+    if folder is None:
+        config_file = fetch(name, CONFIG, revision=revision)
+        # The other files are those of the same commit.
+        file = partial(fetch, name, revision=hub.commit_of(config_file) or revision)
+    else:
+        file = partial(_file_in, folder)
+        config_file = file(CONFIG)
+    config = ModelConfig.from_json(_read_text(config_file), path=str(config_file))
+    base = config.backbone
+    if base.repo is None:
+        backbone_file = file(BACKBONE, sha256=base.sha256)
+    else:
+        backbone_file = fetch(
+            base.repo, base.filename or OPEN_CLIP_FILE, revision=base.revision, sha256=base.sha256
+        )
+    try:
+        card = _read_text(file(CARD))
+    except (WeightsError, HubError):
+        card = ""  # a card is for people; weights work without one
+    return Weights(config, TensorFile(file(ADAPTER)), TensorFile(backbone_file), card, origin=name)
+
+
+def _local_folder(source: str | os.PathLike[str] | None) -> Path | None:
+    """The folder on this disk that a source names; None for a Hub repository."""
+    if source is None:
+        folder = BUNDLED / DEFAULT_MODEL
+        if not folder.is_dir():
+            raise WeightsError("the bundled model is missing", path=folder, hint="Install grmp_score again")
+        return folder
+    folder = Path(source)
     if folder.is_dir():
-        files = {f: folder / f for f in (CONFIG, ADAPTER, BACKBONE, CARD)}
-    elif folder.is_file():
+        return folder
+    if folder.exists():
         raise WeightsError(
             "is a file, not a weights folder",
             path=folder,
             hint="An official .pt checkpoint must be converted first",
         )
-    elif source is None:
-        raise WeightsError("the bundled model is missing", path=folder, hint="Install grmp_score again")
-    elif not hub.looks_like_repo(name):
-        raise WeightsError("no such folder, and not the form of a Hub repository id (owner/name)", path=name)
-    else:
-        files = {}
+    if (BUNDLED / folder / CONFIG).is_file():
+        return BUNDLED / folder
+    if not hub.looks_like_repo(os.fspath(source)):
+        raise WeightsError("no such folder, and not the form of a Hub repository id (owner/name)", path=folder)
+    return None
 
-    commit = revision
 
-    def file(filename: str) -> Path:
-        if files:
-            if not files[filename].is_file():
-                raise WeightsError(f"not a weights folder: {filename} is missing", path=folder)
-            return files[filename]
-        return hub.fetch_file(
-            name,
-            filename,
-            revision=commit,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
+def _file_in(folder: Path, filename: str, *, sha256: str | None = None) -> Path:
+    """A file of a weights folder, with the checksum that it must have."""
+    path = folder / filename
+    if not path.is_file():
+        raise WeightsError(f"not a weights folder: {filename} is missing", path=folder)
+    check_sha256(path, sha256)
+    return path
 
-    config_file = file(CONFIG)
-    if not files:
-        commit = hub.commit_of(config_file) or revision  # the other files are those of the same commit
-    config = ModelConfig.from_json(_read_text(config_file), path=str(config_file))
-    adapter = TensorFile(file(ADAPTER))
-    base = config.backbone
-    if base.repo is None:
-        backbone_file = file(BACKBONE)
-    else:
-        backbone_file = hub.fetch_file(
-            base.repo,
-            base.filename or OPEN_CLIP_FILE,
-            revision=base.revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
-    base_tensors = TensorFile(backbone_file)  # before the checksum, so that a later change is noticed
-    hub.check_sha256(backbone_file, base.sha256)
-    try:
-        card = _read_text(file(CARD))
-    except (WeightsError, HubError):
-        card = ""  # a card is for people; weights work without one
-    return Weights(config, adapter, base_tensors, card, origin=name)
+
+def _checkpoint(source: str, filename: str, fetch: Callable[[str, str], Path]) -> Path:
+    """An official checkpoint in a folder or a Hub repository."""
+    if Path(source).is_dir():
+        return Path(source) / filename
+    if hub.looks_like_repo(source):
+        return fetch(source, filename)
+    raise WeightsError("no such folder, and not the form of a Hub repository id", path=source)
 
 
 #: File with the base weights in open_clip's own Hub repositories.
@@ -264,21 +268,21 @@ def load_base(source: str | None = None) -> Weights:
     Raises:
         HubError, WeightsError, ConfigError: as for `load`.
     """
-    from grmp_score.model import towers as backbone
+    from grmp_score.model import towers
 
     if source is None:
         return load()
     name, separator, tag = source.partition(":")
     if not separator or Path(source).exists():
         return load(source)
-    repo = backbone.pretrained_repo(name, tag)
+    repo = towers.pretrained_repo(name, tag)
     file = hub.fetch_file(repo, OPEN_CLIP_FILE)
     base = Backbone(
-        model_cfg=backbone.architecture(name),
+        model_cfg=towers.architecture(name),
         name=source,
         repo=repo,
         filename=OPEN_CLIP_FILE,
-        sha256=hub.sha256_of(file),
+        sha256=sha256_of(file),
     )
     return Weights(ModelConfig(name=source, backbone=base), {}, TensorFile(file), origin=source)
 

@@ -10,18 +10,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from grmp_score import __version__
-from grmp_score.errors import HubError, WeightsError
+from grmp_score.errors import HubError
+from grmp_score.weights.checksum import check_sha256, compare_sha256, sha256_of
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def looks_like_repo(source: str) -> bool:
@@ -37,6 +29,7 @@ def fetch_file(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    sha256: str | None = None,
 ) -> Path:
     """One file of a Hub repository, from the local cache or the network, with a progress bar on stderr.
 
@@ -45,7 +38,17 @@ def fetch_file(
     whether it is there: that takes `HF_HUB_ETAG_TIMEOUT` seconds at most (10, where this environment variable is
     not set), while the client would go on for half a minute and more.  The download itself has all its patience.
 
+    Args:
+        repo: ``owner/name``.
+        filename: file in it.
+        revision: branch, tag or commit.
+        token: Hub token, or True for the stored one.
+        cache_dir: cache folder instead of the client's own.
+        local_files_only: never use the network.
+        sha256: checksum that the file must have besides; the file is read once for both.
+
     Raises:
+        WeightsError: the file is undamaged, but not the one of ``sha256``.
         HubError: no such repository, revision or file; no permission; not cached while offline; interrupted;
             or damaged twice.
     """
@@ -81,9 +84,11 @@ def fetch_file(
         except Exception as error:
             _explain(error, f"{repo}/{filename}", revision, local_files_only)
     path = fetch(force=False)
-    if _damaged(path) and not (local_files_only or _is_offline()):
+    damaged = _is_damaged(path, sha256)
+    if damaged and not (local_files_only or _is_offline()):
         path = fetch(force=True)
-    if _damaged(path):
+        damaged = _is_damaged(path, sha256)
+    if damaged:
         raise HubError(
             "the downloaded file is damaged: its checksum differs from the Hub's",
             path=path.resolve(),
@@ -124,15 +129,27 @@ def commit_of(path: Path) -> str | None:
     return folder.name if known else None
 
 
-def _damaged(path: Path) -> bool:
+def _is_damaged(path: Path, sha256: str | None) -> bool:
+    """Whether a file is another than the Hub's; the file is hashed once.
+
+    Raises:
+        WeightsError: it is the Hub's, but not the one of ``sha256``.
+    """
     # In the cache the file is a link to a blob that is named by the entity tag: the SHA-256 of large files,
     # git's blob id of small ones.
     tag = path.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", tag):
-        return sha256_of(path) != tag
-    if re.fullmatch(r"[0-9a-f]{40}", tag):
+        got = sha256_of(path)
+        if got != tag:
+            return True
+        if sha256 is not None:
+            compare_sha256(path, got, sha256)
+        return False
+    if _COMMIT.fullmatch(tag):
         data = path.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() != tag
+        if hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() != tag:
+            return True
+    check_sha256(path, sha256)
     return False
 
 
@@ -196,16 +213,3 @@ def _explain(error: Exception, what: str, revision: str | None, local_only: bool
         reason = f"the transfer failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         hint = "Try again: a download continues where it stopped"
     raise HubError(reason, path=what, hint=hint) from error
-
-
-def check_sha256(path: Path, expected: str | None) -> None:
-    """Raises `WeightsError` when a file's checksum is not the expected one (None: not checked)."""
-    if expected is None:
-        return
-    got = sha256_of(path)
-    if got != expected:
-        raise WeightsError(
-            f"the checksum differs: expected sha256 {expected[:16]}..., got {got[:16]}...",
-            path=path,
-            hint="The file is damaged or was replaced; fetch or copy it again",
-        )

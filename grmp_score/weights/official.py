@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from grmp_score.config import IMAGENET_MEAN, IMAGENET_STD, Backbone, ModelConfig, Preprocess, PromptConfig
-from grmp_score.errors import GrmpScoreError, WeightsError
+from grmp_score.errors import WeightsError
 from grmp_score.model import towers as backbone
 from grmp_score.model.quality_clip import QualityCLIP
-from grmp_score.weights import hub
 from grmp_score.weights.folder import Weights, adapter_of
 
 #: OpenAI's ViT-B/16 with QuickGELU, which the authors fine-tuned.
@@ -94,42 +93,6 @@ def load_official(path: str | Path, *, name: str | None = None) -> Weights:
     adapter = adapter_of(model, adapted, dtype=torch.float32)
     base = {k.removeprefix("clip."): v for k, v in tensors.items() if k.startswith("clip.") and k not in adapter}
     return Weights(config, adapter, base, card=_card(config), origin=str(path))
-
-
-def fetch_official(
-    source: str,
-    filename: str,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> Weights:
-    """Reads one of the authors' checkpoints from a folder or a Hub repository.
-
-    Args:
-        source: the folder or repository.
-        filename: the checkpoint in it.
-        revision, token, cache_dir, local_files_only: as for `hub.fetch_file`.
-
-    Raises:
-        GrmpScoreError: the source is neither.
-        HubError, WeightsError: as for `hub.fetch_file` and `load_official`.
-    """
-    if Path(source).is_dir():
-        path = Path(source) / filename
-    elif hub.looks_like_repo(source):
-        path = hub.fetch_file(
-            source,
-            filename,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
-    else:
-        raise GrmpScoreError("no such folder, and not the form of a Hub repository id", path=source)
-    return load_official(path, name=f"{source}/{filename}")
 
 
 def _read_pickle(path: Path) -> object:

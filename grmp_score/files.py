@@ -1,8 +1,9 @@
-"""Files that appear complete or not at all."""
+"""What goes into files: written complete or not at all, and numbers that JSON knows."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -24,3 +25,8 @@ def replacing(target: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def finite_or_none(value: float) -> float | None:
+    """NaN and infinity, which JSON does not have, as None."""
+    return value if math.isfinite(value) else None

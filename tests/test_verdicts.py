@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grmp_score.meaning import percentile, thresholds, verdict
+from grmp_score.score import percentile_of, verdict_limits, verdict_of
 
 UNIFORM = [i / 100 for i in range(101)]
 HALF = [i / 200 for i in range(101)]
@@ -17,14 +17,14 @@ def test_the_percentile_is_the_share_below() -> None:
     """0 at and below the worst reference photo, 100 above the best, straight lines between."""
     reference = {"clean": [0.2 + 0.6 * x for x in UNIFORM]}
     for value, expected in ((0.0, 0), (0.2, 0), (0.5, 50), (0.503, 50.5), (0.8, 100), (1.0, 100)):
-        assert percentile(reference, value) == pytest.approx(expected, abs=1e-9)
+        assert percentile_of(reference, value) == pytest.approx(expected, abs=1e-9)
 
 
 @given(st.lists(st.floats(0, 1), min_size=101, max_size=101), st.floats(0, 1))
 def test_percentiles_of_any_distribution(points: list[float], value: float) -> None:
     """Within a step of the share of points below, also where many are equal; never beyond 0..100."""
     points = sorted(points)
-    found = percentile({"clean": points}, value)
+    found = percentile_of({"clean": points}, value)
     assert found is not None and 0 <= found <= 100
     assert abs(found - np.searchsorted(points, value, side="left")) <= 1 + 1e-9
 
@@ -32,20 +32,20 @@ def test_percentiles_of_any_distribution(points: list[float], value: float) -> N
 def test_without_a_distribution_there_is_nothing_to_say() -> None:
     """Neither percentile nor verdict; nor from one that is no list of 101 rising numbers."""
     for reference in ({}, {"clean": [0.1, 0.2]}, {"clean": UNIFORM[::-1]}, {"web": UNIFORM}):
-        assert percentile(reference, 0.5) is None
-        assert thresholds(reference) == [] and verdict(thresholds(reference), 0.5) is None
-    assert thresholds({"clean": UNIFORM}) == []
+        assert percentile_of(reference, 0.5) is None
+        assert verdict_limits(reference) == [] and verdict_of(verdict_limits(reference), 0.5) is None
+    assert verdict_limits({"clean": UNIFORM}) == []
 
 
 def test_verdicts_begin_where_the_distributions_say() -> None:
     """Three quarters and one quarter of the clean photos, a half and a quarter of the distorted ones."""
     reference = {"clean": [0.5 + x / 2 for x in UNIFORM], "distorted_level_5": HALF}
-    limits = thresholds(reference)
+    limits = verdict_limits(reference)
     assert limits == [("excellent", 0.875), ("good", 0.625), ("fair", 0.25), ("poor", 0.125)]
-    words = [verdict(limits, value) for value in (1.0, 0.875, 0.87, 0.625, 0.6, 0.25, 0.2, 0.125, 0.1, 0.0)]
+    words = [verdict_of(limits, value) for value in (1.0, 0.875, 0.87, 0.625, 0.6, 0.25, 0.2, 0.125, 0.1, 0.0)]
     assert words == ["excellent"] * 2 + ["good"] * 2 + ["fair"] * 2 + ["poor"] * 2 + ["bad"] * 2
 
 
 def test_a_model_that_tells_nothing_apart_gives_no_verdict() -> None:
     """Where a quarter of the clean photos score below half of the distorted ones, the words would mean nothing."""
-    assert thresholds({"clean": UNIFORM, "distorted_level_5": UNIFORM}) == []
+    assert verdict_limits({"clean": UNIFORM, "distorted_level_5": UNIFORM}) == []

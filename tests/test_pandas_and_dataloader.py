@@ -18,7 +18,10 @@ from torch.utils.data import DataLoader
 
 from grmp_score.config import LabelScale, ModelConfig
 from grmp_score.errors import ConfigError, MissingExtraError
-from grmp_score.integrations.frames import COLUMNS, PatchDataset, score_frame, score_prepared
+from grmp_score.integrations.dataloader import PatchDataset, score_prepared
+from grmp_score.integrations.pandas import score_frame
+from grmp_score.integrations.tables import COLUMNS
+from grmp_score.score import Score
 from grmp_score.scorer import Scorer
 from grmp_score.weights.folder import Weights
 
@@ -56,9 +59,12 @@ def test_a_frame_gets_the_scores_of_its_rows(scorer: Scorer, names: list[str]) -
     assert list(scored.columns) == ["n", "path", *COLUMNS]
     expected = list(scorer.score_many(names))
     for name in ("standard_error", "label", "percentile"):
-        values = np.array([getattr(s, name) for s in expected], dtype=float)
+        values = np.array([getattr(s, name) if isinstance(s, Score) else None for s in expected], dtype=float)
         np.testing.assert_array_equal(scored[name].to_numpy(), values)
-    np.testing.assert_array_equal(scored["score"].to_numpy(), np.array([s.value for s in expected], dtype=float))
+    np.testing.assert_array_equal(
+        scored["score"].to_numpy(),
+        np.array([s.value if isinstance(s, Score) else None for s in expected], dtype=float),
+    )
     assert list(scored["error"]) == [s.error for s in expected]
     assert [e is None for e in scored["error"]] == [True] * 3 + [False] + [True] * 3 + [False]
     assert 1 <= scored["label"].min() <= scored["label"].max() <= 5
@@ -149,7 +155,8 @@ def test_a_partition_is_scored_by_one_model(
     assert [len(p) for p in parts] == [5, 3] and len(made) == 1
     promised = [column.split()[0] for column in spark_example.SCHEMA.split(", ")]
     assert all(list(p.columns) == promised for p in parts)
-    expected = [s.value for s in Scorer(tiny_weights, device="cpu").score_many(names)]
+    scores = Scorer(tiny_weights, device="cpu").score_many(names)
+    expected = [s.value if isinstance(s, Score) else None for s in scores]
     scores = [None if np.isnan(v) else float(v) for p in parts for v in p["score"]]
     assert scores == expected
 

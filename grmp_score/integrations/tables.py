@@ -1,0 +1,60 @@
+"""Scores as columns next to the rows of other tools; images as cells of their tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from grmp_score.errors import ConfigError
+from grmp_score.images import ImageSource
+from grmp_score.score import AnyScore, FailedScore
+
+#: Columns that are added to the rows of other tools; the names are those of the command line's outputs.
+COLUMNS = ("score", "standard_error", "label", "percentile", "error")
+
+
+def check_columns(names: Sequence[object], column: str, prefix: str) -> None:
+    """Raises `ConfigError` when the column of images is missing, or a new one would replace an old one."""
+    if column not in names:
+        raise ConfigError(
+            f"there is no column {column!r}; there are {', '.join(map(repr, names)) or 'none'}",
+            hint="Name the column that holds the images",
+        )
+    taken = [f"{prefix}{name}" for name in COLUMNS if f"{prefix}{name}" in names]
+    if taken:
+        raise ConfigError(
+            f"there is a column {taken[0]!r} already", hint="Drop it, or choose a prefix for the new columns"
+        )
+
+
+def columns_of(scores: Sequence[AnyScore], prefix: str = "") -> dict[str, list[Any]]:
+    """`COLUMNS` as lists, one entry for each score, None where a score has none."""
+    rows = [
+        (None, None, None, None, score.error)
+        if isinstance(score, FailedScore)
+        else (score.value, score.standard_error, score.label, score.percentile, None)
+        for score in scores
+    ]
+    return {f"{prefix}{name}": [row[i] for row in rows] for i, name in enumerate(COLUMNS)}
+
+
+def image_of_cell(value: Any, base: str | None = None) -> tuple[str | None, ImageSource]:
+    """The name and the image of a cell of a table.
+
+    Args:
+        value: whatever `Scorer.score` takes, nested lists of 8-bit numbers, or a null of any kind.
+        base: folder that relative paths start from; None for the current one.
+
+    A null becomes empty bytes, which every reader refuses as an empty file.
+    """
+    if isinstance(value, (str, os.PathLike)):
+        name = os.fspath(value)
+        return name, name if base is None or "://" in name else os.path.join(base, name)
+    if isinstance(value, list):
+        value = np.asarray(value, dtype=np.uint8)
+    # NaN and pandas.NA are nulls too; that of pandas is known by its name, since pandas may not be installed.
+    missing = value is None or isinstance(value, float) or type(value).__name__ in ("NAType", "NaTType")
+    return None, b"" if missing else value
