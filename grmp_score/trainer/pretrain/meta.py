@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from grmp_score.config import Preprocess
 from grmp_score.errors import ConfigError, DataError, GrmpScoreError
+from grmp_score.files import replacing
 from grmp_score.model import towers as backbone
 from grmp_score.model.patches import normalise
 from grmp_score.model.quality_clip import QualityCLIP, quality_loss
@@ -389,9 +389,8 @@ class MetaTrainer:
             "optimizer": state.optimizer,
             "log": [dataclasses.asdict(row) for row in state.log],
         }
-        temporary = path.with_name(f".{path.name}.tmp")
-        torch.save(content, temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
 
     def load_checkpoint(self, path: Path) -> None:
         """Continues from a checkpoint of a run with the same settings (its length may differ).
