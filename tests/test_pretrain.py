@@ -20,9 +20,10 @@ from grmp_score.config import ModelConfig, PromptConfig
 from grmp_score.errors import ConfigError, GrmpScoreError, MissingExtraError, WeightsError
 from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.scorer import Scorer
+from grmp_score.trainer.data import sources
 from grmp_score.trainer.pretrain import pretrain
 from grmp_score.trainer.pretrain import run as stage_1
-from grmp_score.trainer.pretrain.crops import TrainingCrops
+from grmp_score.trainer.pretrain.crops import TrainingCrops, load_crops
 from grmp_score.trainer.pretrain.held_out import encode_crops, evaluate_held_out, predict
 from grmp_score.trainer.pretrain.meta import LogRow, MetaTrainer
 from grmp_score.trainer.pretrain.run import new_model, plot_log, trained_weights, write_log
@@ -122,14 +123,31 @@ def test_provenance_is_recorded(base: Weights, crops: TrainingCrops, tmp_path: P
     assert weights.load(tmp_path / "other").config.name == "a name"
 
 
-def test_a_folder_of_clean_photos_is_enough(base: Weights, tmp_path: Path) -> None:
-    """Photos are distorted, labelled and cut on the way; cut once, they are used again."""
+@pytest.fixture
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of five clean photos, of which two distortions are made instead of thirty."""
+    (tmp_path / "clean").mkdir()
     for i in range(5):
-        make_photo(48, 40, seed=i).save(tmp_path / f"{i}.png")
-    short = dataclasses.replace(FAST, epochs=1, groups=("blurs",))
-    pretrain(tmp_path, tmp_path / ".out", short, base=base, device="cpu")
-    assert len(weights.load(tmp_path / ".out").config.training["tasks"]) == 3
-    assert (tmp_path / ".out" / "prepared" / "crops.npy").is_file()
+        make_photo(48, 40, seed=i).save(tmp_path / "clean" / f"{i}.png")
+
+    def few(folder: Path) -> list[sources.Item]:
+        kept = ("references/clean", "references/jpeg", "references/gaussian_blur")
+        return [i for i in all_items(folder) if i.task in kept]
+
+    all_items = sources.references_items
+    monkeypatch.setattr(sources, "references_items", few)
+    monkeypatch.setattr(stage_1, "references_items", few)
+    return tmp_path / "clean"
+
+
+def test_a_folder_of_clean_photos_is_enough(base: Weights, clean: Path, tmp_path: Path) -> None:
+    """Photos are distorted, labelled and cut on the way."""
+    pretrain(clean, tmp_path / "out", FAST, base=base, device="cpu")
+    assert weights.load(tmp_path / "out").config.training["tasks"] == [
+        "references/gaussian_blur",
+        "references/jpeg",
+    ]
+    assert len(load_crops(tmp_path / "out" / "prepared").items) == 5 * (1 + 2 * 5)
 
 
 # ------------------------------------------------------------ stopped, resumed
@@ -202,19 +220,15 @@ def test_a_spoilt_run_keeps_its_last_good_state(
 
 
 def test_by_default_the_bundled_model_is_the_base(
-    base: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Weights, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder called like the bundled model, where the command happens to run, is not taken for it."""
     base.save(tmp_path / "bundled" / "mini")
     monkeypatch.setattr(weights.folder, "BUNDLED", tmp_path / "bundled")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mini").mkdir()
-    for i in range(5):
-        make_photo(48, 40, seed=i).save(tmp_path / "mini" / f"{i}.png")
+    clean.rename("mini")
     assert weights.load_base().origin == "mini"
-    result = run(
-        "pretrain", "--references", "mini", "-o", "out", "--group", "blurs", "--epochs", "1", "--jobs", "1"
-    )
+    result = run("pretrain", "--references", "mini", "-o", "out", "--epochs", "1", "--jobs", "1")
     assert result.exit_code == 0, result.stderr
     assert weights.load("out").config.backbone.model_cfg == base.config.backbone.model_cfg
     assert "[default: mini]" in " ".join(run("pretrain", "--help").stdout.split())

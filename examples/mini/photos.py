@@ -18,9 +18,8 @@ from torch import Tensor
 
 from grmp_score.config import IMAGENET_MEAN, IMAGENET_STD, SCENES
 from grmp_score.errors import DataError
-from grmp_score.model import towers
-
-ImageTower = Callable[[Tensor], Tensor]
+from grmp_score.model.clip import build_clip
+from grmp_score.model.towers import ImageTower
 
 NIGHT = SCENES.index("night")
 NIGHT_LUMA = 0.20  # mean luma below which a photo counts as night; about half of those looked at truly were
@@ -158,7 +157,7 @@ def views_of(
 
 def image_tower(
     vision_cfg: Mapping[str, Any], vision_state: Mapping[str, Tensor], readout_blocks: int = 1
-) -> ImageTower:
+) -> Callable[[Tensor], Tensor]:
     """The image tower without its projection: normalised images [B, 3, S, S] -> float32 features [B, F].
 
     With ``readout_blocks`` 1, F is the width and the features are pooled after ``ln_post``; with k > 1, F is 2k
@@ -167,21 +166,22 @@ def image_tower(
     """
     text_cfg = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}  # built, not used
     cfg = {"embed_dim": 8, "vision_cfg": dict(vision_cfg), "text_cfg": text_cfg, "readout_blocks": readout_blocks}
-    clip = towers.build_clip(cfg).requires_grad_(False)
+    clip = build_clip(cfg).requires_grad_(False)
     state = {k: v for k, v in vision_state.items() if readout_blocks == 1 or not k.startswith("ln_post.")}
     own = {k: v for k, v in clip.visual.state_dict().items() if k == "proj" or k.startswith("ln_post.")}
     clip.visual.load_state_dict({**own, **state})
 
+    tower = ImageTower(clip.visual, None, head_blocks=readout_blocks, feature_blocks=readout_blocks)
+
     @torch.inference_mode()
     def encode(images: Tensor) -> Tensor:
-        tokens = towers.embed_image(clip, images)
-        return towers.read_out(clip, tokens, None, blocks=readout_blocks, project=False)
+        return tower.pool(tower.trunk(images))
 
     return encode
 
 
 def encode_photos(
-    encode: ImageTower,
+    encode: Callable[[Tensor], Tensor],
     photos: Sequence[Photo],
     *,
     size: int,

@@ -26,8 +26,8 @@ from zero_shot import CLIP, encode_texts, measure, prompt_cosine
 
 from grmp_score.config import SCENES
 from grmp_score.errors import ConfigError
-from grmp_score.model.tokenizer import Tokenizer, make_tokenizer
-from grmp_score.model.towers import build_clip
+from grmp_score.model.clip import build_clip
+from grmp_score.model.tokenizer import Tokenizer
 
 MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's cap
 
@@ -91,7 +91,7 @@ class QualityViews:
 
 @dataclass(frozen=True)
 class DualEncoder:
-    """A trained dual encoder, for `grmp_score.model.towers.build_clip(model_cfg).load_state_dict(state_dict)`.
+    """A trained dual encoder, for `grmp_score.model.clip.build_clip(model_cfg).load_state_dict(state_dict)`.
 
     Attributes:
         model_cfg: embed_dim, vision_cfg, text_cfg and readout_blocks, JSON-serialisable.
@@ -159,7 +159,7 @@ def train_dual_encoder(
         "text_cfg": dict(text_cfg),
         "readout_blocks": readout_blocks,
     }
-    tokenizer = make_tokenizer(text_cfg["vocab_size"], text_cfg["context_length"])
+    tokenizer = Tokenizer(text_cfg["vocab_size"], text_cfg["context_length"])
 
     def fit(stage: str, indices: Sequence[int]) -> tuple[CLIP, PhotoFeatures]:
         return _fit(

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from grmp_score.config import SCENES
-from grmp_score.model import towers
 from grmp_score.model.tokenizer import Tokenizer
+from grmp_score.model.towers import TextTower
 
-CLIP = nn.Module  # as `towers.build_clip` makes it
+CLIP = nn.Module  # as `grmp_score.model.clip.build_clip` makes it
 
 
 def encode_texts(clip: CLIP, tokens: Tensor) -> Tensor:
     """Token ids [C, T] -> L2-normalised text features [C, D]."""
-    return towers.encode_text(clip, towers.embed_text(clip, tokens), towers.end_of_text(tokens))
+    text = TextTower(clip)
+    return text(text.embed(tokens), tokens)
 
 
 @torch.inference_mode()

@@ -37,8 +37,8 @@ from zero_shot import encode_texts
 
 from grmp_score.config import SCENES
 from grmp_score.errors import ConfigError, DataError
-from grmp_score.model.tokenizer import make_tokenizer
-from grmp_score.model.towers import build_clip
+from grmp_score.model.clip import build_clip
+from grmp_score.model.tokenizer import Tokenizer
 from grmp_score.trainer.metrics import srcc
 
 VISION_CFG: dict[str, Any] = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2, "head_width": 64}
@@ -129,7 +129,7 @@ def test_quality_words_differ_on_the_quality_axis_alone(trained: DualEncoder, qu
     model = build_clip(trained.model_cfg)
     model.load_state_dict(trained.state_dict)
     with torch.no_grad():
-        high, low = encode_texts(model, make_tokenizer(1024, 32)(["a high quality photo", "a low quality photo"]))
+        high, low = encode_texts(model, Tokenizer(1024, 32)(["a high quality photo", "a low quality photo"]))
         difference = high - low
         assert difference[0] > 0.9 * difference.norm()
         pooled = quality.features * model.visual.ln_post.weight + model.visual.ln_post.bias

@@ -85,7 +85,7 @@ def encode_crops(
     for start in range(0, len(items), batch_size):
         batch = slice(start, start + batch_size)
         pixels = np.array(crops.pixels[items[batch], chosen[batch]])  # [B, S, S, 3]
-        features.append(model.encode_image(to_patches(pixels, model.config.preprocess).to(device)).cpu())  # [B, D]
+        features.append(model.image(to_patches(pixels, model.config.preprocess).to(device)).cpu())  # [B, D]
         if progress is not None:
             progress(min(start + batch_size, len(items)), len(items))
     return torch.cat(features).view(len(indices), len(views), -1)

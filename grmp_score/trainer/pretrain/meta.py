@@ -26,7 +26,7 @@ from torch import Tensor
 from grmp_score.config import Preprocess
 from grmp_score.errors import ConfigError, DataError, GrmpScoreError
 from grmp_score.files import replacing
-from grmp_score.model import towers as backbone
+from grmp_score.model.clip import adapted_names
 from grmp_score.model.patches import normalise
 from grmp_score.model.quality_clip import QualityCLIP, quality_loss
 from grmp_score.trainer.pretrain.crops import TrainingCrops
@@ -141,7 +141,7 @@ def trained_parameters(model: QualityCLIP, train: Trained) -> dict[str, torch.nn
     blocks: set[str] = set()
     if train == "blocks":
         # The text tower stays as it is, and with it the scenes' text features.
-        adapted = backbone.adapted_names(model.clip, model.config.adapted_blocks)
+        adapted = adapted_names(model.clip, model.config.adapted_blocks)
         blocks = {f"clip.{n}" for n in adapted if n.startswith("visual.")}
     return {n: p for n, p in model.named_parameters() if n.startswith(prefixes) or n in blocks}
 
@@ -335,7 +335,7 @@ class MetaTrainer:
         patches = to_patches(pixels, self.model.config.preprocess).to(self.device)  # [B, 3, S, S]
         labels = torch.from_numpy(self.crops.labels[batch]).to(self.device, torch.float32)  # [B]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            features = self.model.encode_image(patches)  # [B, D]
+            features = self.model.image(patches)  # [B, D]
         logits = self.model.quality_logits(features.float(), self.model.encode_quality())  # [B, 2]
         return quality_loss(logits, labels)
 

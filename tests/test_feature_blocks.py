@@ -10,15 +10,14 @@ import torch
 
 from grmp_score.config import Backbone, ModelConfig
 from grmp_score.errors import ConfigError
-from grmp_score.model import towers as backbone
 from grmp_score.model.quality_clip import QualityCLIP
 
 from .conftest import TINY_CLIP, random_weights
 
 
-def config_of(tiny_config: ModelConfig, readout: Any, **changes: Any) -> ModelConfig:
-    """The tiny model with its features read out of some blocks."""
-    model_cfg = {**TINY_CLIP, "readout_blocks": readout}
+def config_of(tiny_config: ModelConfig, blocks: Any, **changes: Any) -> ModelConfig:
+    """The tiny model with its features made of some blocks."""
+    model_cfg = {**TINY_CLIP, "readout_blocks": blocks}
     return dataclasses.replace(tiny_config, backbone=Backbone(model_cfg=model_cfg), **changes)
 
 
@@ -27,10 +26,10 @@ def test_features_are_made_of_cls_and_mean_token_of_the_last_blocks(tiny_config:
     model = random_weights(config_of(tiny_config, 2)).build()
     patches = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     prompts = model.visual_prompts
-    assert prompts is not None and model.readout_blocks == 2
+    assert prompts is not None and model.image.feature_blocks == 2
     visual = model.clip.visual
     with torch.inference_mode():
-        x, parts = backbone.embed_image(model.clip, patches), []
+        x, parts = model.image.embed(patches), []
         for number, (block, p) in enumerate(zip(visual.transformer.resblocks, prompts.tokens, strict=True)):
             out = block(torch.cat([x[:, :1], p.expand(4, -1, -1), x[:, 1:]], dim=1))
             x = torch.cat([out[:, :1], out[:, 4:]], dim=1)
@@ -40,8 +39,8 @@ def test_features_are_made_of_cls_and_mean_token_of_the_last_blocks(tiny_config:
         centred = (pooled - pooled.mean(1, keepdim=True)) / deviation
         wanted = (centred * visual.ln_post.weight + visual.ln_post.bias) @ visual.proj
         wanted = wanted / wanted.norm(dim=1, keepdim=True)
-        torch.testing.assert_close(model.encode_image(patches), wanted, rtol=0, atol=1e-5)
-        torch.testing.assert_close(model.image_head(model.image_trunk(patches)), wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.image(patches), wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.image.head(model.image.trunk(patches)), wanted, rtol=0, atol=1e-5)
 
 
 def test_one_block_is_the_native_model(tiny_config: ModelConfig) -> None:
@@ -50,18 +49,18 @@ def test_one_block_is_the_native_model(tiny_config: ModelConfig) -> None:
     assert {k: v.shape for k, v in native.items()} == {k: v.shape for k, v in one.items()}
 
 
-@pytest.mark.parametrize("readout", [0, -1, 1.5, "two", True, 4])
-def test_impossible_readouts(tiny_config: ModelConfig, readout: object) -> None:
+@pytest.mark.parametrize("blocks", [0, -1, 1.5, "two", True, 4])
+def test_impossible_numbers_of_blocks(tiny_config: ModelConfig, blocks: object) -> None:
     """Not a number of blocks that the tower has: a clear error."""
     with pytest.raises(ConfigError, match="readout_blocks"):
-        QualityCLIP(config_of(tiny_config, readout))
+        QualityCLIP(config_of(tiny_config, blocks))
 
 
-def test_readout_must_lie_above_the_trunk(tiny_config: ModelConfig) -> None:
+def test_the_blocks_must_lie_above_the_trunk(tiny_config: ModelConfig) -> None:
     """Features of a block inside the frozen trunk could not be had from the trunk's output."""
     with pytest.raises(ConfigError, match="only 2 lie above"):
         QualityCLIP(config_of(tiny_config, 3))
-    assert QualityCLIP(config_of(tiny_config, 3, adapted_blocks=3)).readout_blocks == 3
+    assert QualityCLIP(config_of(tiny_config, 3, adapted_blocks=3)).image.feature_blocks == 3
 
 
 def test_prompt_norm_is_refused(tiny_config: ModelConfig) -> None:
