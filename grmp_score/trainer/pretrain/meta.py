@@ -249,10 +249,11 @@ class MetaTrainer:
         self._set_parameters(state.theta)
         self.model.train()
         if config.method == "meta":
-            theta, support_loss, query_loss = self._meta_step(state.theta, step, tasks, rng, kept)
+            theta, losses = self._meta_step(state.theta, step, tasks, rng, kept)
         else:
             assert kept is not None
-            theta, support_loss, query_loss = self._ordinary_step(len(tasks), rng, kept)
+            theta, losses = self._ordinary_step(len(tasks), rng, kept)
+        support_loss, query_loss = (float(mean) for mean in np.mean(losses, axis=0))
         self._set_parameters(theta)
         self.model.eval()
         if not (np.isfinite(support_loss + query_loss) and all(t.isfinite().all() for t in theta.values())):
@@ -271,8 +272,8 @@ class MetaTrainer:
         tasks: list[str],
         rng: np.random.Generator,
         kept: torch.optim.Optimizer | None,
-    ) -> tuple[dict[str, Tensor], float, float]:
-        """Eqs. (4) to (6) for k tasks; returns the next theta and the mean losses."""
+    ) -> tuple[dict[str, Tensor], list[tuple[float, float]]]:
+        """Eqs. (4) to (6) for k tasks; returns the next theta and each task's losses."""
         moved = {name: torch.zeros_like(value) for name, value in theta.items()}  # sum_i (theta - theta_i)
         losses = []
         for task in tasks:
@@ -282,19 +283,16 @@ class MetaTrainer:
                 moved[name] += theta[name] - theta_i.detach()
         beta, k = self._outer_lr(step), len(tasks)
         # eq. (6): theta <- theta - beta * (1/k) * sum_i (theta - theta_i)
-        theta = {name: value - beta * moved[name] / k for name, value in theta.items()}
-        support_loss, query_loss = np.mean(losses, axis=0)
-        return theta, float(support_loss), float(query_loss)
+        return {name: value - beta * moved[name] / k for name, value in theta.items()}, losses
 
     def _ordinary_step(
         self, k: int, rng: np.random.Generator, optimizer: torch.optim.Optimizer
-    ) -> tuple[dict[str, Tensor], float, float]:
+    ) -> tuple[dict[str, Tensor], list[tuple[float, float]]]:
         """Plain Adam on the pooled images of all tasks, on as many as meta-learning sees in a step of k tasks."""
         support = np.concatenate([self.pools[t][0] for t in self.tasks])
         query = np.concatenate([self.pools[t][1] for t in self.tasks])
         losses = [self._adapt(support, query, rng, optimizer) for _ in range(k)]
-        support_loss, query_loss = np.mean(losses, axis=0)
-        return self._current(), float(support_loss), float(query_loss)
+        return self._current(), losses
 
     def _adapt(
         self,
@@ -380,14 +378,11 @@ class MetaTrainer:
 
     def save_checkpoint(self, path: Path) -> None:
         """Writes what is needed to continue after the last whole step; the file appears complete or not at all."""
-        state = self.state
         content = {
             "config": dataclasses.asdict(self.config),
-            "step": state.step,
-            "seconds": state.seconds,
-            "theta": {n: t.cpu() for n, t in state.theta.items()},
-            "optimizer": state.optimizer,
-            "log": [dataclasses.asdict(row) for row in state.log],
+            "theta": {n: t.cpu() for n, t in self.state.theta.items()},
+            "optimizer": self.state.optimizer,
+            "log": [dataclasses.asdict(row) for row in self.state.log],
         }
         with replacing(path) as temporary:
             torch.save(content, temporary)
