@@ -151,12 +151,17 @@ def test_a_crop_depends_on_its_item_alone(data: TrainingCrops, items: list[Item]
     np.testing.assert_array_equal(part.pixels, data.pixels[kept])
 
 
-def test_two_processes_give_the_same_as_one(data: TrainingCrops, items: list[Item], tmp_path: Path) -> None:
-    """Work spread over processes ends in the same folder, and is reported as it is done."""
+def test_two_processes_give_the_same_as_one(items: list[Item], tmp_path: Path) -> None:
+    """Work spread over processes ends in the same folder, and is reported as it is done.
+
+    One clean photo, whose versions are labelled, and two references of a rated data set.
+    """
+    make_kadid10k(tmp_path / "k", references=2, tasks=2)
+    mixed = items[:16] + sources.kadid10k_items(tmp_path / "k")
     seen: list[tuple[int, int]] = []
-    result = cut_crops(items, tmp_path, patch_size=SIZE, jobs=2, progress=lambda *n: seen.append(n))
-    assert_same(result, data)
-    assert seen == [(n, 5) for n in range(1, 6)]
+    two = cut_crops(mixed, tmp_path / "two", patch_size=SIZE, jobs=2, progress=lambda *n: seen.append(n))
+    assert_same(two, cut_crops(mixed, tmp_path / "one", patch_size=SIZE))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize(

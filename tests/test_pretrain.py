@@ -141,8 +141,8 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_folder_of_clean_photos_is_enough(base: Weights, clean: Path, tmp_path: Path) -> None:
-    """Photos are distorted, labelled and cut on the way."""
-    pretrain(clean, tmp_path / "out", FAST, base=base, device="cpu")
+    """Photos are distorted, labelled and cut on the way; the base is named as a scorer's weights are."""
+    pretrain(clean, tmp_path / "out", FAST, base=str(base.save(tmp_path / "base")), device="cpu")
     assert weights.load(tmp_path / "out").config.training["tasks"] == [
         "references/gaussian_blur",
         "references/jpeg",

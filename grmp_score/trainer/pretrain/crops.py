@@ -158,22 +158,29 @@ def _run(work: list[_Work], jobs: int) -> Iterator[tuple[list[int], NDArray[np.f
         return
     # Spawned, not forked: torch's thread pool does not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
-        for future in as_completed([pool.submit(_cut_reference, w) for w in work]):
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        for future in as_completed([pool.submit(_cut_in_process, w) for w in work]):
             yield future.result()
 
 
-def _one_thread() -> None:
-    import torch
+def _cut_in_process(work: _Work) -> tuple[list[int], NDArray[np.float64]]:
+    if _needs_labels(work[2]):
+        import torch
 
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)  # the other processes use the other cores
+    return _cut_reference(work)
+
+
+def _needs_labels(items: list[Item]) -> bool:
+    """Whether versions of a clean photo are to be made and labelled; others are files of their own with a label."""
+    return items[0].data_set == "references"
 
 
 def _cut_reference(work: _Work) -> tuple[list[int], NDArray[np.float64]]:
     """Writes the crops of all versions of one reference; returns their indices and labels."""
     folder, index, items, patch_size = work
     crops = np.lib.format.open_memmap(folder / "crops.npy", mode="r+")
-    if items[0].data_set != "references":  # every version is a file of its own, with a label
+    if not _needs_labels(items):
         for row, item in zip(index, items, strict=True):
             crops[row] = _crops_of(np.asarray(read_image(item.path)), item, patch_size)
         return index, np.array([item.label for item in items])

@@ -33,7 +33,7 @@ def pretrain(
     folder: str | Path,
     config: PretrainConfig | None = None,
     *,
-    base: Weights | None = None,
+    base: str | Weights | None = None,
     prompts: PromptConfig | None = None,
     name: str | None = None,
     references: Sequence[str] | None = None,
@@ -52,8 +52,9 @@ def pretrain(
             `grmp_score.trainer.data.sources`); or crops that are cut already.
         folder: what to write.
         config: settings; None takes the defaults.
-        base: whose backbone, preprocessing and blocks to take; its prompts are not used.  None takes the bundled
-            model, `grmp_score.weights.load_base` makes others.
+        base: whose backbone, preprocessing and blocks to take; its prompts are not used.  Weights, a folder or
+            repository of weights, ``NAME:TAG`` of open_clip (``"ViT-B-16-quickgelu:openai"``), or None for the
+            bundled model.
         prompts: shape of the new prompts; None is eight visual ones per block, and the usual text context.
         name: what to call the model; None takes the folder's name.
         references: references to train on, as `TrainingCrops.references` names them; all by default.
@@ -76,7 +77,7 @@ def pretrain(
     checkpoint = folder / CHECKPOINT
     if not resume and (checkpoint.exists() or (folder / weights.CONFIG).exists()):
         raise GrmpScoreError("holds an earlier run", path=folder, hint="Resume it, or choose another folder")
-    base = base or weights.load_base()
+    base = base if isinstance(base, Weights) else weights.load_base(base)
     if isinstance(data, str | Path):
         data = references_items(data)
     if not isinstance(data, TrainingCrops):
