@@ -83,7 +83,7 @@ def pretrain(
     if not isinstance(data, TrainingCrops):
         data = cut_crops(data, folder / "prepared", patch_size=base.config.preprocess.patch_size, jobs=jobs)
     new = ModelConfig(
-        name=name or folder.name,
+        name=name or folder.resolve().name,
         backbone=base.config.backbone,
         prompts=prompts or PromptConfig(n_visual=8),
         preprocess=base.config.preprocess,
