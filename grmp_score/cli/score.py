@@ -25,8 +25,9 @@ from grmp_score.cli.progress import Advance, progress_bar
 from grmp_score.cli.score_options import EPILOG, HELP_SECTIONS, Settings, settings_options
 from grmp_score.cli.sections import sectioned
 from grmp_score.cli.sources import count_ahead, named_images
+from grmp_score.display import printable
 from grmp_score.report.resume import Earlier
-from grmp_score.report.rows import Model, printable
+from grmp_score.report.rows import WeightsInfo
 from grmp_score.report.table import TableWriter
 from grmp_score.report.writers import (
     DELIMITERS,
@@ -103,7 +104,7 @@ def command(
                 patches=patches,
                 **settings.scorer_options,
             )
-            about = Model.of(scorer.config, scorer.checksum)
+            about = WeightsInfo.of(scorer.config, scorer.checksum)
             if settings.resume is not None:
                 earlier.check(about, scorer.preprocess.patches, path=str(settings.resume))
             tally.begin(scorer, about)
@@ -142,7 +143,7 @@ class Tally:
         if not self._settings.quiet:
             click.echo(text, err=True)
 
-    def begin(self, scorer: Scorer, model: Model) -> None:
+    def begin(self, scorer: Scorer, model: WeightsInfo) -> None:
         """Notes for ``--verbose`` on what is about to be used."""
         self._began = time.monotonic()
         if self._settings.verbose:
@@ -212,7 +213,7 @@ def open_cache(settings: Settings) -> ScoreCache:
 
 
 @contextlib.contextmanager
-def writing(settings: Settings, stream: IO[str] | None, model: Model, *, header: bool) -> Iterator[Writer]:
+def writing(settings: Settings, stream: IO[str] | None, model: WeightsInfo, *, header: bool) -> Iterator[Writer]:
     """A writer of the chosen format to the chosen place; closed also when something goes wrong."""
     with contextlib.ExitStack() as stack:
         if settings.output_format == "parquet":
@@ -230,7 +231,7 @@ def writing(settings: Settings, stream: IO[str] | None, model: Model, *, header:
             raise
 
 
-def text_writer(settings: Settings, stream: IO[str], model: Model, *, header: bool) -> Writer:
+def text_writer(settings: Settings, stream: IO[str], model: WeightsInfo, *, header: bool) -> Writer:
     kind = settings.output_format
     if kind in DELIMITERS:
         return DelimitedWriter(stream, model, settings.fields, delimiter=DELIMITERS[kind], header=header)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 from grmp_score.errors import ResultsError
-from grmp_score.report.rows import FIELDS, Model
+from grmp_score.report.rows import FIELDS, WeightsInfo
 from grmp_score.report.writers import DELIMITERS
 
 #: Without these fields it cannot be known what is done, and by which model.
@@ -40,7 +40,7 @@ class Earlier:
     patches: set[int] = field(default_factory=set)
     _done: Counter[bytes] = field(default_factory=Counter)
 
-    def check(self, model: Model, patches: int, *, path: str) -> None:
+    def check(self, model: WeightsInfo, patches: int, *, path: str) -> None:
         """The rows are of this model with this number of patches per image.
 
         Raises:
