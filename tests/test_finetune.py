@@ -153,14 +153,14 @@ def straightforward(
                 patches.append(cut[chosen])
             x = torch.cat(patches)
             y = torch.tensor(targets, dtype=torch.float32)[images].repeat_interleave(crops.shape[1])
-            quality = quality_loss(model.quality_logits(model.encode_image(x), model.encode_quality()), y)
+            quality = quality_loss(model.quality_logits(model.image(x), model.encode_quality()), y)
             g_qua = torch.autograd.grad(quality, list(parameters.values()), allow_unused=True)
             g = {n: v for n, v in zip(parameters, g_qua, strict=True) if v is not None}
             semantic = None
             if config.uses_qgr:
                 with torch.no_grad():
-                    p_sem = teacher.scene_logits(teacher.encode_image(x)).softmax(-1)
-                semantic = semantic_loss(model.scene_logits(model.encode_image(x), model.encode_scenes()), p_sem)
+                    p_sem = teacher.scene_logits(teacher.image(x)).softmax(-1)
+                semantic = semantic_loss(model.scene_logits(model.image(x), model.encode_scenes()), p_sem)
                 g_sem = torch.autograd.grad(semantic, list(parameters.values()), allow_unused=True)
                 g, _ = project(g, dict(zip(parameters, g_sem, strict=True)), config.qgr_lambda, config.qgr_form)
             for group in optimizer.param_groups:
@@ -228,7 +228,7 @@ def test_lambda_0_is_plain_tuning_bit_for_bit(scorer: Scorer, labels: Labels, op
         training._step = step
         images, crops = training._batch(phase)
         images, crops = images.repeat_interleave(crops.shape[1]), crops.flatten()
-        features = model.image_head(tokens[images, crops])
+        features = model.image.head(tokens[images, crops])
         loss = quality_loss(model.quality_logits(features, model.encode_quality()), training.targets[images])
         plain.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -289,7 +289,7 @@ def test_only_the_visual_prompts_of_adapted_blocks_train(scorer: Scorer, labels:
         before = training.tensors()["visual_prompts.tokens"]
         list(training.run())
         after = training.tensors()["visual_prompts.tokens"]
-        assert torch.equal(before[:1], after[:1]) and training.model.trunk_depth == 1
+        assert torch.equal(before[:1], after[:1]) and training.model.image.trunk_blocks == 1
         assert bool((before[1:] != after[1:]).any(-1).all())
 
 
@@ -351,7 +351,7 @@ def test_the_figures_are_what_scorers_give(scorer: Scorer, labels: Labels) -> No
     def features(part: Labels) -> np.ndarray:
         cuts = [make_patches(read_image(p), scorer.preprocess) for p in part.paths]
         with torch.no_grad():
-            return np.stack([scorer.model.encode_image(c).mean(0).double().numpy() for c in cuts])
+            return np.stack([scorer.model.image(c).mean(0).double().numpy() for c in cuts])
 
     scale = shots.scale
     ridge = fit_ridge(features(shots), scale.to_unit(shots.scores))

@@ -110,7 +110,7 @@ def naive_loss(model: QualityCLIP, data: Prepared, task: str, references: set[st
         data_set = task.split("/")[0]
         if item.task in (task, f"{data_set}/{CLEAN}") and f"{data_set}/{item.reference}" in references:
             pixels = torch.from_numpy(crop[0].astype(np.float32) / 255).permute(2, 0, 1)
-            feature = model.encode_image(((pixels - mean) / std)[None])[0]
+            feature = model.image(((pixels - mean) / std)[None])[0]
             high, low = model.clip.logit_scale.exp() * model.encode_quality() @ feature
             p = torch.sigmoid(high - low)
             losses.append(-(label * torch.log(p) + (1 - label) * torch.log(1 - p)))

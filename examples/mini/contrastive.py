@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from grmp_score.config import SCENES
 from grmp_score.errors import ConfigError
-from grmp_score.model.tokenizer import Tokenizer, make_tokenizer
+from grmp_score.model.tokenizer import Tokenizer
 from grmp_score.model.towers import READOUT, build_clip, readout_blocks
 
 from .captions import CaptionSet, draw
@@ -127,7 +127,7 @@ def train_dual_encoder(
         config: training settings; None takes the defaults.
         features: of `encode_pairs` over the same pairs, to save the image tower's run; None computes them.
         quality: crops to learn the quality captions from; None leaves these words without meaning.
-        readout_blocks: last image blocks that the features are made of (`backbone.build_clip`). With more than
+        readout_blocks: last image blocks that the features are made of (`build_clip`). With more than
             one, `visual.ln_post` and `visual.proj` come from `readout.fit_readout`, for which `quality` is
             needed, and stay as they are; otherwise `visual.proj` is trained.
         views: views per photo when `features` is None.
@@ -161,7 +161,7 @@ def train_dual_encoder(
     model_cfg: dict[str, Any] = {"embed_dim": embed_dim, "vision_cfg": dict(vision_cfg), "text_cfg": text_cfg}
     if readout_blocks > 1:
         model_cfg[READOUT] = readout_blocks
-    tokenizer = make_tokenizer(text_cfg["vocab_size"], text_cfg["context_length"])
+    tokenizer = Tokenizer(text_cfg["vocab_size"], text_cfg["context_length"])
 
     held_out = hold_out(pairs, config.holdout, seed)
     kept = sorted(set(range(len(pairs))) - set(held_out))

@@ -15,7 +15,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from grmp_score.config import SCENES
 from grmp_score.errors import DataError
-from grmp_score.model import towers as backbone
+from grmp_score.model.clip import build_clip
+from grmp_score.model.towers import ImageTower
 
 from .scenes import NIGHT, class_scene
 
@@ -164,21 +165,21 @@ def image_tower(
 
     With ``readout_blocks`` 1, F is the width and the features are pooled after ``ln_post``; with k > 1, F is 2k
     times the width, and ``ln_post``, which is not trained yet, normalises without scaling (see
-    `backbone.build_clip`).
+    `build_clip`).
     """
     import torch
 
     text_cfg = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}  # built, not used
     cfg = {"embed_dim": 8, "vision_cfg": dict(vision_cfg), "text_cfg": text_cfg, "readout_blocks": readout_blocks}
-    clip = backbone.build_clip(cfg).requires_grad_(False)
+    clip = build_clip(cfg).requires_grad_(False)
     state = {k: v for k, v in vision_state.items() if readout_blocks == 1 or not k.startswith("ln_post.")}
     own = {k: v for k, v in clip.visual.state_dict().items() if k == "proj" or k.startswith("ln_post.")}
     clip.visual.load_state_dict({**own, **state})
+    tower = ImageTower(clip.visual, None, head_blocks=readout_blocks, feature_blocks=readout_blocks)
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
-            tokens = backbone.embed_image(clip, images)
-            return backbone.read_out(clip, tokens, None, blocks=readout_blocks, project=False)
+            return tower.pool(tower.trunk(images))
 
     return encode
 

@@ -36,8 +36,8 @@ from zero_shot import encode_texts
 
 from grmp_score.config import SCENES
 from grmp_score.errors import ConfigError, DataError
-from grmp_score.model.tokenizer import make_tokenizer
-from grmp_score.model.towers import build_clip
+from grmp_score.model.clip import build_clip
+from grmp_score.model.tokenizer import Tokenizer
 from grmp_score.trainer.metrics import srcc
 
 VISION_CFG: dict[str, Any] = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "head_width": 64}
@@ -96,7 +96,7 @@ def test_result_is_a_plain_open_clip_model(trained: DualEncoder) -> None:
     model = CLIP(**json.loads(json.dumps(trained.model_cfg)))
     model.load_state_dict(trained.state_dict, strict=True)
     assert all(v.dtype == torch.float32 for v in trained.state_dict.values())
-    assert model.encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 16)
+    assert model.image(torch.zeros(1, 3, 32, 32)).shape == (1, 16)
 
 
 def test_image_tower_is_unchanged(trained: DualEncoder, vision_state: dict[str, torch.Tensor]) -> None:
@@ -122,7 +122,7 @@ def test_quality_words_are_learned_from_quality_views(
         )
         model = CLIP(**result.model_cfg)
         model.load_state_dict(result.state_dict)
-        tokens = make_tokenizer(1024, 32)(["a high quality photo", "a low quality photo"])
+        tokens = Tokenizer(1024, 32)(["a high quality photo", "a low quality photo"])
         with torch.no_grad():
             high, low = encode_texts(model, tokens)
             images = F.normalize(features[300:] @ model.visual.proj, dim=-1)
@@ -235,7 +235,7 @@ def test_texts_without_padding_are_the_same_texts() -> None:
     """Leaving out the padding changes no text feature."""
     torch.manual_seed(0)
     model = CLIP(embed_dim=8, vision_cfg=VISION_CFG, text_cfg=TEXT_CFG).eval()
-    tokens = make_tokenizer(1024, 32)(["a dog", "a photo of a suspension bridge", "", "word " * 50])
+    tokens = Tokenizer(1024, 32)(["a dog", "a photo of a suspension bridge", "", "word " * 50])
     with torch.no_grad():
         for rows in (tokens, tokens[:3]):
             assert torch.allclose(encode_texts(model, rows), model.encode_text(rows, normalize=True), atol=1e-5)
@@ -317,7 +317,7 @@ def test_quality_words_differ_on_the_quality_axis_alone(
     model = build_clip(result.model_cfg)
     model.load_state_dict(result.state_dict)
     with torch.no_grad():
-        high, low = encode_texts(model, make_tokenizer(1024, 32)(["a high quality photo", "a low quality photo"]))
+        high, low = encode_texts(model, Tokenizer(1024, 32)(["a high quality photo", "a low quality photo"]))
         difference = high - low
         assert difference[0] > 0.9 * difference.norm()
         pooled = features * model.visual.ln_post.weight + model.visual.ln_post.bias

@@ -11,7 +11,6 @@ from readout import fit_readout
 
 from grmp_score.config import Backbone, ModelConfig
 from grmp_score.errors import ConfigError
-from grmp_score.model import towers as backbone
 from grmp_score.model.quality_clip import QualityCLIP
 
 from .conftest import TINY_CLIP, random_weights
@@ -28,10 +27,10 @@ def test_features_are_made_of_cls_and_mean_token_of_the_last_blocks(tiny_config:
     model = random_weights(config_of(tiny_config, 2)).build()
     patches = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     prompts = model.visual_prompts
-    assert prompts is not None and model.readout_blocks == 2
+    assert prompts is not None and model.image.feature_blocks == 2
     visual = model.clip.visual
     with torch.inference_mode():
-        x, parts = backbone.embed_image(model.clip, patches), []
+        x, parts = model.image.embed(patches), []
         for number, (block, p) in enumerate(zip(visual.transformer.resblocks, prompts.tokens, strict=True)):
             out = block(torch.cat([x[:, :1], p.expand(4, -1, -1), x[:, 1:]], dim=1))
             x = torch.cat([out[:, :1], out[:, 4:]], dim=1)
@@ -41,8 +40,8 @@ def test_features_are_made_of_cls_and_mean_token_of_the_last_blocks(tiny_config:
         centred = (pooled - pooled.mean(1, keepdim=True)) / deviation
         wanted = (centred * visual.ln_post.weight + visual.ln_post.bias) @ visual.proj
         wanted = wanted / wanted.norm(dim=1, keepdim=True)
-        torch.testing.assert_close(model.encode_image(patches), wanted, rtol=0, atol=1e-5)
-        torch.testing.assert_close(model.image_head(model.image_trunk(patches)), wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.image(patches), wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.image.head(model.image.trunk(patches)), wanted, rtol=0, atol=1e-5)
 
 
 def test_one_block_is_the_native_model(tiny_config: ModelConfig) -> None:

@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +123,6 @@ def command(
     known = open_labels(labels, given)
     tested = None if test is None else open_labels(test, given)
     _check_rows(known, tested, config.shots)
-    warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files are named at the end
     scorer = open_scorer(given)
     if config.train_visual_prompts and not scorer.config.prompts.n_visual:
         raise click.UsageError(f"--train-visual-prompts: {scorer.config.name} has no visual prompts")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,6 @@ def command(
     known = open_labels(labels, given)
     if by is not None:
         known.column(by)  # a misspelt name is better found before the scoring
-    warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files are named at the end
     scorer = open_scorer(given)
     from grmp_score.trainer.evaluation import evaluate
 

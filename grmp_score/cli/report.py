@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import datetime
@@ -25,6 +24,7 @@ from grmp_score.cli.options import (
     speed_options,
 )
 from grmp_score.cli.progress import progress_bar
+from grmp_score.images.find import find_images
 
 _OUTSIDE = (
     "a link that leads out of the folders named; it was not read (name the folder it leads to, if it belongs here)"
@@ -73,13 +73,10 @@ def command(
     """
     if not output.absolute().parent.is_dir():
         raise click.UsageError(f"cannot write {output}: no such folder")
-    from grmp_score.images.find import find_images
-
     # A file named twice, or by itself and by its folder, is one image.
     files = list({os.path.abspath(f) if "://" not in f else f: f for f in find_images(paths)}.values())
     if not files:
         raise click.UsageError(f"no images found in: {', '.join(paths)}")
-    warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files become errors of the page, not warnings
 
     from grmp_score.pipeline.cache import ScoreCache
     from grmp_score.report.gallery import Failure, Fence, Gallery

@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -67,7 +66,6 @@ def command(**given: Any) -> None:
     """
     options = SimpleNamespace(**given)
     check(options)
-    warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files become error rows, not warnings
     names, earlier = named_images(options.paths, options.from_file), Earlier()
     with contextlib.ExitStack() as stack:
         if options.resume is not None:

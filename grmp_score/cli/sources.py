@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from grmp_score.cli.progress import Progress
+from grmp_score.images.find import find_images, read_list
 
 STDIN = "-"
 
 
 def named_images(paths: Sequence[str], lists: Sequence[Path]) -> Iterator[str]:
     """The images behind arguments (``-``: a list on standard input) and in lists, one by one as they are found."""
-    from grmp_score.images.find import find_images, read_list
-
     for path in paths:
         if path == STDIN:
             yield from find_images(read_list(cast(BinaryIO, sys.stdin.buffer)), patterns=False)

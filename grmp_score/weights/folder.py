@@ -268,15 +268,15 @@ def load_base(source: str) -> Weights:
     Raises:
         HubError, WeightsError, ConfigError: as for `load`.
     """
-    from grmp_score.model import towers
+    from grmp_score.model.clip import architecture, pretrained_repo
 
     name, separator, tag = source.partition(":")
     if not separator or Path(source).exists():
         return load(source)
-    repo = towers.pretrained_repo(name, tag)
+    repo = pretrained_repo(name, tag)
     file = hub.fetch_file(repo, OPEN_CLIP_FILE)
     base = Backbone(
-        model_cfg=towers.architecture(name),
+        model_cfg=architecture(name),
         name=source,
         repo=repo,
         filename=OPEN_CLIP_FILE,

@@ -182,12 +182,12 @@ def compute_activations(
         """What enters the trained blocks, what leaves them pooled, features, and the teacher's scenes (or none)."""
         patches = patches.to(device)
         with computing(device, precision):
-            entering = model.image_trunk(patches)
-            before = model.image_pooled(entering)
-            own = model.image_projection(before).float()
+            entering = model.image.trunk(patches)
+            before = model.image.pool(entering)
+            own = model.image.project(before).float()
             if teacher is None:
                 return entering, before, own, own[:, :0]
-            semantic = own if same_images else teacher.encode_image(patches).float()
+            semantic = own if same_images else teacher.image(patches).float()
             return entering, before, own, teacher.scene_logits(semantic).softmax(dim=-1)
 
     for i, patches in enumerate(read_ahead(labels.paths, preprocess, workers)):

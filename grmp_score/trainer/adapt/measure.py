@@ -110,11 +110,11 @@ def measure_test_part(
     def features_of(patches: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
         """Un-adapted and adapted image features."""
         with computing(device, precision):
-            tokens = old.image_trunk(patches)
-            pooled = old.image_pooled(tokens)
-            before = old.image_projection(pooled).float()
-            pooled = new.image_pooled(tokens) if shift is None else pooled + shift
-            return before, new.image_projection(pooled).float()
+            tokens = old.image.trunk(patches)
+            pooled = old.image.pool(tokens)
+            before = old.image.project(pooled).float()
+            pooled = new.image.pool(tokens) if shift is None else pooled + shift
+            return before, new.image.project(pooled).float()
 
     def score(patches: Tensor, precision: Precision) -> tuple[float, float, float]:
         made = on_all_cores(lambda part: features_of(part, precision), parts_of(patches, device))
@@ -163,9 +163,9 @@ def measure_kept(
         after = before
         if shift is None:
             assert activations.tokens is not None
-            after = new.image_head(activations.tokens[i, :plain].to(device, torch.float32))
+            after = new.image.head(activations.tokens[i, :plain].to(device, torch.float32))
         elif activations.pooled is not None:
-            after = new.image_projection(activations.pooled[i, :plain].to(device, torch.float32) + shift)
+            after = new.image.project(activations.pooled[i, :plain].to(device, torch.float32) + shift)
         rows.append(
             (
                 mean_p_high(old, before),

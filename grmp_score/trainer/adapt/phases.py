@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from grmp_score.errors import ConfigError
-from grmp_score.model import towers as backbone
+from grmp_score.model.clip import adapted_names
 from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.trainer.adapt.fewshot import FewShotConfig
 
@@ -36,7 +36,7 @@ def trained_names(model: QualityCLIP, config: FewShotConfig) -> list[str]:
             )
         names.append(VISUAL_PROMPTS)
     if config.train == "blocks":
-        names += [f"clip.{n}" for n in backbone.adapted_names(model.clip, model.config.adapted_blocks)]
+        names += [f"clip.{n}" for n in adapted_names(model.clip, model.config.adapted_blocks)]
     return names
 
 

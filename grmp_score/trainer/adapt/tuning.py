@@ -157,7 +157,7 @@ class Training:
         self.whole = False
         if clip.text_projection is not None:
             clip.text_projection.copy_(stretch(clip.text_projection, quality))
-        last = len(visual.ln_post.weight) // self.model.readout_blocks
+        last = len(visual.ln_post.weight) // self.model.image.feature_blocks
         rows = torch.from_numpy(self.rows)
         head = fit_head(
             self.activations.pooled[rows],
@@ -293,11 +293,11 @@ class Training:
             assert self.activations.pooled is not None
             pooled = self.activations.pooled[images, crops].to(self.device, torch.float32)
             shift = self._parameters[SHIFT] - self._start[SHIFT]
-            return self.model.image_projection(pooled + shift).detach()
+            return self.model.image.project(pooled + shift).detach()
         assert self.activations.tokens is not None
         tokens = self.activations.tokens[images, crops].to(self.device, torch.float32)
         with computing(self.device, self.precision):
-            return self.model.image_head(tokens).float()
+            return self.model.image.head(tokens).float()
 
     # ------------------------------------------------------------------ random
 

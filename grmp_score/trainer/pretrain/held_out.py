@@ -62,7 +62,7 @@ def encode(
     for start in range(0, len(pairs), batch_size):
         chunk = pairs[start : start + batch_size]
         patches = to_patches(np.stack([data.crops[i, k] for i, k in chunk]), model).to(device)
-        features.append(model.encode_image(patches).cpu())
+        features.append(model.image(patches).cpu())
         if progress is not None:
             progress(min(start + batch_size, len(pairs)), len(pairs))
     encoded = torch.cat(features)

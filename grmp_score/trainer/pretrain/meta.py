@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from grmp_score.errors import ConfigError, DataError, GrmpScoreError
-from grmp_score.model import towers as backbone
+from grmp_score.model.clip import adapted_names
 from grmp_score.model.patches import normalise
 from grmp_score.model.quality_clip import QualityCLIP, quality_loss
 from grmp_score.trainer.pretrain.crops import Prepared
@@ -105,7 +105,7 @@ class LogRow:
 
 def trained_parameters(model: QualityCLIP, train: Trained) -> dict[str, torch.nn.Parameter]:
     """The parameters that stage 1 trains, by name in `QualityCLIP`."""
-    adapted = {f"clip.{n}" for n in backbone.adapted_names(model.clip, model.config.adapted_blocks)}
+    adapted = {f"clip.{n}" for n in adapted_names(model.clip, model.config.adapted_blocks)}
     wanted: dict[str, Callable[[str], bool]] = {
         "prompts": lambda n: n.startswith(("text_prompt.", "visual_prompts.")),
         "text": lambda n: n.startswith("text_prompt."),
@@ -285,7 +285,7 @@ class MetaTrainer:
         patches = to_patches(pixels, self.model).to(self.device)
         labels = torch.from_numpy(self.data.labels[chosen]).to(self.device, torch.float32)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            features = self.model.encode_image(patches)
+            features = self.model.image(patches)
         logits = self.model.quality_logits(features.float(), self.model.encode_quality())
         return quality_loss(logits, labels)
 
