@@ -23,7 +23,7 @@ from grmp_score.cli import progress as progress_module
 from grmp_score.cli.main import cli, main
 from grmp_score.cli.output import results_file
 from grmp_score.cli.progress import progress_bar
-from grmp_score.cli.sources import count_ahead
+from grmp_score.cli.score import count_ahead
 from grmp_score.config import LabelScale
 from grmp_score.report.rows import FIELDS
 from grmp_score.report.writers import ROW_GROUP, ParquetWriter
@@ -433,7 +433,7 @@ def test_the_number_of_images_is_counted_meanwhile(photos: Path, monkeypatch: py
         def __init__(self, target: Any, **_: Any) -> None:
             self.start = target
 
-    monkeypatch.setattr("grmp_score.cli.sources.threading.Thread", Now)
+    monkeypatch.setattr("grmp_score.cli.score.threading.Thread", Now)
     with progress_bar("Scoring", None, unit="images", quiet=True) as unseen:
         count_ahead([str(photos)], [], unseen)
         assert unseen.total is None  # nobody looks

@@ -5,21 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
 from grmp_score.cli.options import open_scorer
 from grmp_score.cli.output import append_text, destination, results_file
 from grmp_score.cli.progress import Progress, progress_bar
-from grmp_score.cli.score_options import EPILOG, ScoreCommand, check, score_options
-from grmp_score.cli.sources import count_ahead, named_images
+from grmp_score.cli.score_options import EPILOG, STDIN, ScoreCommand, check, score_options
+from grmp_score.images.find import find_images, read_list
 from grmp_score.report.resume import Earlier, read_earlier
 from grmp_score.report.rows import FIELDS, Model, printable
 from grmp_score.report.table import TableWriter
@@ -112,6 +113,43 @@ def command(**given: Any) -> None:
         if not options.quiet:
             click.echo(f"{count.failed} of {count.done} images could not be scored", err=True)
         sys.exit(1)
+
+
+def named_images(paths: Sequence[str], lists: Sequence[Path]) -> Iterator[str]:
+    """The images behind arguments (``-``: a list on standard input) and in lists, one by one as they are found."""
+    for path in paths:
+        if path == STDIN:
+            yield from find_images(read_list(cast(BinaryIO, sys.stdin.buffer)), patterns=False)
+        else:
+            yield from find_images([path])
+    for file in lists:
+        with open(file, "rb") as stream:
+            yield from find_images(read_list(stream), patterns=False)
+
+
+def count_ahead(paths: Sequence[str], lists: Sequence[Path], progress: Progress, *, less: int = 0) -> None:
+    """Counts the images in the background, for a progress display that knows its end.
+
+    What can only be read once (standard input, pipes) or is far away (addresses) is not counted, nor is anything
+    where nobody would see it.
+
+    Args:
+        paths, lists: as for `named_images`.
+        progress: its ``total`` is set when the number is known.
+        less: images that need no work.
+    """
+    if not progress.shown or STDIN in paths or any("://" in path for path in paths):
+        return
+    if not all(file.is_file() for file in lists):
+        return
+
+    def count() -> None:
+        try:
+            progress.total = max(0, sum(1 for _ in named_images(paths, lists)) - less)
+        except Exception:
+            return  # the same failure meets the images themselves, and is told there
+
+    threading.Thread(target=count, name="grmp-score-count", daemon=True).start()
 
 
 @dataclass

@@ -18,12 +18,14 @@ from grmp_score.cli.options import (
     patches_option,
     speed_options,
 )
-from grmp_score.cli.sources import STDIN
 from grmp_score.errors import ConfigError
 from grmp_score.report.resume import NEEDED
 from grmp_score.report.rows import FIELDS, parse_fields
 from grmp_score.report.select import Selection
 from grmp_score.report.writers import FIELD_FORMATS, FORMATS, RESUMABLE
+
+#: What stands for a list of images on standard input.
+STDIN = "-"
 
 #: Suffix of an output file -> its format.
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
