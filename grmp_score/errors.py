@@ -68,6 +68,10 @@ class DataError(GrmpScoreError):
     """A training data set does not have the layout or the content that was expected."""
 
 
+class TrainingError(GrmpScoreError):
+    """A training cannot go on: its loss or a gradient is not finite."""
+
+
 class CacheError(GrmpScoreError):
     """A file of cached scores cannot be opened, read or written, or is something else."""
 

@@ -23,8 +23,8 @@ from grmp_score.cli import progress
 from grmp_score.cli.main import cli
 from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
 from grmp_score.scorer import Scorer
-from grmp_score.trainer.adapt.fewshot import FewShotConfig, HistoryRow, Progress
-from grmp_score.trainer.adapt.run import adapt
+from grmp_score.trainer.adapt import adapt
+from grmp_score.trainer.adapt.config import FewShotConfig, HistoryRow, Progress
 from grmp_score.trainer.data.labels import read_labels
 
 from .cli_tools import ROOT

@@ -24,8 +24,8 @@ from grmp_score.cli.options import (
 )
 from grmp_score.cli.output import destination
 from grmp_score.cli.progress import training_progress
-from grmp_score.errors import ConfigError, GrmpScoreError
-from grmp_score.trainer.adapt.fewshot import FewShotConfig
+from grmp_score.errors import ConfigError, GrmpScoreError, TrainingError
+from grmp_score.trainer.adapt.config import FewShotConfig
 
 if TYPE_CHECKING:
     from grmp_score.scorer import Scorer
@@ -219,8 +219,8 @@ def _adapt(
     scorer: Scorer, labels: Labels, test: Labels | None, config: FewShotConfig, work: Path, resume: bool
 ) -> Adapted:
     """`adapt` with a bar; a work folder that nothing can be continued from is removed."""
+    from grmp_score.trainer.adapt.checkpoint import CHECKPOINT
     from grmp_score.trainer.adapt.run import adapt
-    from grmp_score.trainer.adapt.session import CHECKPOINT
 
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -231,9 +231,7 @@ def _adapt(
             hint = f"Give the same options, labels and model as before, or remove {work} to start anew"
             raise ConfigError(error.reason, path=error.path, hint=hint) from error
         raise
-    except GrmpScoreError as error:
-        if type(error) is not GrmpScoreError:
-            raise
+    except TrainingError as error:
         shutil.rmtree(work)  # the loss is not finite: to continue would only end there again
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from grmp_score.trainer.adapt.fewshot import Progress as Step
+    from grmp_score.trainer.adapt.config import Progress as Step
 
 
 #: Seconds between two lines about a stage where there is no terminal.

@@ -13,7 +13,7 @@ from grmp_score.report.console import console_on
 from grmp_score.report.rows import printable
 
 if TYPE_CHECKING:  # neither is needed to show --help
-    from grmp_score.trainer.adapt.fewshot import HistoryRow
+    from grmp_score.trainer.adapt.config import HistoryRow
     from grmp_score.trainer.adapt.measure import Predictions
 
 #: Entry of the results -> who it is about.
