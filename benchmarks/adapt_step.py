@@ -26,7 +26,7 @@ from open_clip import transformer
 from torch import Tensor
 
 from grmp_score.config import Backbone, ModelConfig, PromptConfig
-from grmp_score.model import towers as backbone
+from grmp_score.model.clip import architecture
 from grmp_score.model.quality_clip import QualityCLIP, quality_loss
 from grmp_score.trainer.adapt.config import FewShotConfig, Precision
 from grmp_score.trainer.adapt.features import Activations, computing, native_precision
@@ -53,7 +53,7 @@ def main() -> None:
     precision: Precision = native_precision(device) if options.precision == "auto" else options.precision
 
     torch.manual_seed(0)
-    clip = Backbone(model_cfg=backbone.architecture(ARCHITECTURE), name=ARCHITECTURE)
+    clip = Backbone(model_cfg=architecture(ARCHITECTURE), name=ARCHITECTURE)
     prompted = ModelConfig("random", clip, PromptConfig(n_visual=options.visual_prompts))
     model = QualityCLIP(prompted).to(device).requires_grad_(False)
     teacher = QualityCLIP(ModelConfig("random teacher", clip)).to(device).requires_grad_(False)
@@ -117,10 +117,10 @@ def prepare(model: QualityCLIP, teacher: QualityCLIP, patches: Tensor, precision
     teacher.refresh_text()
     for crops in patches.to(device):
         with computing(device, precision):
-            entering = model.image_trunk(crops)
+            entering = model.image.trunk(crops)
             tokens.append(entering.cpu().half())
-            features.append(model.image_head(entering).float().cpu())
-            semantic = teacher.encode_image(crops).float()
+            features.append(model.image.head(entering).float().cpu())
+            semantic = teacher.image(crops).float()
         scenes.append(teacher.scene_logits(semantic).softmax(-1).cpu())
     return Activations(torch.stack(tokens), torch.stack(features), torch.stack(scenes), patches.shape[1])
 
@@ -183,7 +183,7 @@ def whole_image(model: QualityCLIP, patches: Tensor) -> Tensor:
     """Patches [B, 3, S, S] -> features [B, D], all of open_clip's blocks on all tokens."""
     visual = model.clip.visual
     prompts = None if model.visual_prompts is None else model.visual_prompts()
-    tokens = backbone.embed_image(model.clip, patches)
+    tokens = model.image.embed(patches)
     for i, block in enumerate(visual.transformer.resblocks):
         if prompts is None:
             tokens = block(tokens)
@@ -197,7 +197,7 @@ def whole_image(model: QualityCLIP, patches: Tensor) -> Tensor:
 def quality_text(model: QualityCLIP) -> Tensor:
     """Text features of the two classes, over all positions of the context."""
     prompt = model.text_prompt
-    x = backbone.embed_text(model.clip, prompt.tokens)
+    x = model.text.embed(prompt.tokens)
     x = torch.cat([x[:, :1], prompt.ctx.expand(len(x), -1, -1), x[:, 1 + len(prompt.ctx) :]], dim=1)
     return whole_text(model, x, prompt.tokens)
 
@@ -205,14 +205,14 @@ def quality_text(model: QualityCLIP) -> Tensor:
 def scene_text(model: QualityCLIP) -> Tensor:
     """Text features of the nine scenes, over all positions of the context."""
     tokens = model.text_prompt.scene_tokens
-    return whole_text(model, backbone.embed_text(model.clip, tokens), tokens)
+    return whole_text(model, model.text.embed(tokens), tokens)
 
 
 def whole_text(model: QualityCLIP, embedded: Tensor, tokens: Tensor) -> Tensor:
     """Embeddings [C, 77, W] -> features [C, D]."""
     clip = model.clip
     x = clip.transformer(embedded + clip.positional_embedding, attn_mask=clip.attn_mask)
-    x = clip.ln_final(x[torch.arange(len(x)), backbone.end_of_text(tokens)]) @ clip.text_projection
+    x = clip.ln_final(x[torch.arange(len(x)), tokens.argmax(dim=-1)]) @ clip.text_projection
     return torch.nn.functional.normalize(x.float(), dim=-1)
 
 

@@ -68,8 +68,8 @@ class DataError(GrmpScoreError):
     """A training data set does not have the layout or the content that was expected."""
 
 
-class TrainingError(GrmpScoreError):
-    """A training cannot go on: its loss or a gradient is not finite."""
+class TrainingDivergedError(GrmpScoreError):
+    """The loss or its gradient is not finite: to continue the run would end in the same place."""
 
 
 class CacheError(GrmpScoreError):

@@ -69,7 +69,7 @@ def random_weights(config: ModelConfig, *, seed: int = 0, dtype: torch.dtype = t
 
 def adapted_blocks(model: QualityCLIP) -> list[str]:
     """Names, inside the CLIP, of what few-shot training adapts."""
-    from grmp_score.model.towers import adapted_names
+    from grmp_score.model.clip import adapted_names
 
     return adapted_names(model.clip, model.config.adapted_blocks)
 

@@ -89,7 +89,7 @@ def test_the_figures_are_what_scorers_give(scorer: Scorer, labels: Labels) -> No
     def features(part: Labels) -> np.ndarray:
         cuts = [make_patches(read_image(p), scorer.preprocess) for p in part.paths]
         with torch.no_grad():
-            return np.stack([scorer.model.encode_image(c).mean(0).double().numpy() for c in cuts])
+            return np.stack([scorer.model.image(c).mean(0).double().numpy() for c in cuts])
 
     scale = shots.scale
     ridge = fit_ridge(features(shots), scale.to_unit(shots.scores))

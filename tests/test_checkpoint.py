@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from grmp_score.config import ModelConfig
-from grmp_score.errors import ConfigError, TrainingError
+from grmp_score.errors import ConfigError, TrainingDivergedError
 from grmp_score.scorer import Scorer
 from grmp_score.trainer.adapt import Progress, adapt, gradient_descent, train
 from grmp_score.trainer.adapt.checkpoint import CHECKPOINT
@@ -261,7 +261,7 @@ def test_after_nan_the_last_good_checkpoint_stays(
         adapt(scorer, labels, config, work=tmp_path, progress=stopping_at(4))
     before = (tmp_path / CHECKPOINT).read_bytes()
     monkeypatch.setattr(gradient_descent, "quality_loss", lambda logits, labels: logits.sum() * float("nan"))
-    with pytest.raises(TrainingError, match="not finite in the final run, phase 'text', step 5"):
+    with pytest.raises(TrainingDivergedError, match="not finite in the final run, phase 'text', step 5"):
         adapt(scorer, labels, config, work=tmp_path, resume=True)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 

@@ -122,7 +122,7 @@ def here(
     work = tmp_path / "work"
     shutil.copytree(things, work)
     monkeypatch.chdir(work)
-    monkeypatch.setattr(weights, "BUNDLED", work / "bundled")
+    monkeypatch.setattr("grmp_score.weights.folder.BUNDLED", work / "bundled")
     files = {p.name: p.read_bytes() for p in (work / "my-camera").iterdir()}
     hub.add_repo("owner/name", files, token="hf_owner")
     HfApi(token="hf_owner").create_tag("owner/name", tag="v1.0")

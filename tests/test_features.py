@@ -59,11 +59,11 @@ def test_everything_equals_the_model_on_the_scorers_own_crops(
     assert found.tokens.shape == (5, 4, 5, 32) and found.features.shape == (5, 4, 16)
     for i, path in enumerate(labels.paths):
         patches = make_patches(read_image(path), model.config.preprocess)
-        one_by_one = torch.cat([model.image_trunk(patch[None]) for patch in patches])
+        one_by_one = torch.cat([model.image.trunk(patch[None]) for patch in patches])
         assert torch.equal(found.tokens[i], one_by_one)
-        torch.testing.assert_close(found.features[i], model.encode_image(patches))
-        torch.testing.assert_close(found.features[i], model.image_head(found.tokens[i]))
-        p_sem = teacher.scene_logits(teacher.encode_image(patches), teacher.encode_scenes()).softmax(-1)
+        torch.testing.assert_close(found.features[i], model.image(patches))
+        torch.testing.assert_close(found.features[i], model.image.head(found.tokens[i]))
+        p_sem = teacher.scene_logits(teacher.image(patches), teacher.encode_scenes()).softmax(-1)
         torch.testing.assert_close(found.scenes[i], p_sem)
     torch.testing.assert_close(found.scenes.sum(-1), torch.ones(5, 4))
 
@@ -74,7 +74,7 @@ def test_mirrored_crops_follow_the_plain_ones(model: QualityCLIP, labels: Labels
     assert both.features.shape[1] == 8 and both.plain == 4
     torch.testing.assert_close(both.features[:, :4], plain.features)
     patches = make_patches(read_image(labels.paths[2]), model.config.preprocess)
-    torch.testing.assert_close(both.features[2, 4:], model.encode_image(patches.flip(-1)))
+    torch.testing.assert_close(both.features[2, 4:], model.image(patches.flip(-1)))
 
 
 def test_half_precision_costs_a_thousandth(model: QualityCLIP, labels: Labels) -> None:
@@ -115,8 +115,8 @@ def test_tokens_that_do_not_fit_are_said(
     model: QualityCLIP, labels: Labels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """float16 ends at 65504; the row is named, and float32 takes them."""
-    trunk = model.image_trunk
-    monkeypatch.setattr(model, "image_trunk", lambda patches: 1e5 * trunk(patches))
+    trunk = model.image.trunk
+    monkeypatch.setattr(model.image, "trunk", lambda patches: 1e5 * trunk(patches))
     with pytest.raises(GrmpScoreError, match=r"row 2: .*do not fit torch\.float16"):
         compute(model, labels, dtype=torch.float16)
     assert compute(model, labels).tokens is not None
@@ -201,11 +201,11 @@ def test_a_teacher_with_the_same_image_tower_is_not_run_again(
     model, (teacher, _) = weights.build().requires_grad_(False), teacher_of(weights)
     separately = torch.stack(
         [
-            teacher.scene_logits(teacher.encode_image(make_patches(read_image(p), config.preprocess))).softmax(-1)
+            teacher.scene_logits(teacher.image(make_patches(read_image(p), config.preprocess))).softmax(-1)
             for p in labels.paths
         ]
     )
-    monkeypatch.setattr(teacher, "encode_image", None)
+    monkeypatch.setattr(teacher, "image", None)
     found = compute(model, labels, teacher=teacher)
     assert found.scenes is not None
     torch.testing.assert_close(found.scenes, separately)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from grmp_score.config import ModelConfig
-from grmp_score.errors import ConfigError, TrainingError
+from grmp_score.errors import ConfigError, TrainingDivergedError
 from grmp_score.images.read import read_image
 from grmp_score.model.patches import make_patches
 from grmp_score.model.quality_clip import quality_loss
@@ -83,14 +83,14 @@ def straightforward(
                 patches.append(cut[chosen])
             x = torch.cat(patches)
             y = torch.tensor(targets, dtype=torch.float32)[images].repeat_interleave(crops.shape[1])
-            quality = quality_loss(model.quality_logits(model.encode_image(x), model.encode_quality()), y)
+            quality = quality_loss(model.quality_logits(model.image(x), model.encode_quality()), y)
             g_qua = torch.autograd.grad(quality, list(parameters.values()), allow_unused=True)
             g = {n: v for n, v in zip(parameters, g_qua, strict=True) if v is not None}
             semantic = None
             if config.uses_qgr:
                 with torch.no_grad():
-                    p_sem = teacher.scene_logits(teacher.encode_image(x)).softmax(-1)
-                semantic = semantic_loss(model.scene_logits(model.encode_image(x), model.encode_scenes()), p_sem)
+                    p_sem = teacher.scene_logits(teacher.image(x)).softmax(-1)
+                semantic = semantic_loss(model.scene_logits(model.image(x), model.encode_scenes()), p_sem)
                 g_sem = torch.autograd.grad(semantic, list(parameters.values()), allow_unused=True)
                 g, _ = project(g, dict(zip(parameters, g_sem, strict=True)), config.qgr_lambda, config.qgr_form)
             for group in optimizer.param_groups:
@@ -157,7 +157,7 @@ def test_lambda_0_is_plain_tuning_bit_for_bit(scorer: Scorer, labels: Labels, op
     for step in range(config.epochs * training.steps_per_epoch):
         images, crops = training.batch(stage, step)
         images, crops = images.repeat_interleave(crops.shape[1]), crops.flatten()
-        features = model.image_head(tokens[images, crops])
+        features = model.image.head(tokens[images, crops])
         loss = quality_loss(model.quality_logits(features, model.encode_quality()), training.targets[images])
         plain.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -217,7 +217,7 @@ def test_only_the_visual_prompts_of_adapted_blocks_train(scorer: Scorer, labels:
         before = training.values()["visual_prompts.tokens"]
         list(training.run())
         after = training.values()["visual_prompts.tokens"]
-        assert torch.equal(before[:1], after[:1]) and training.model.trunk_depth == 1
+        assert torch.equal(before[:1], after[:1]) and training.model.image.trunk_blocks == 1
         assert bool((before[1:] != after[1:]).any(-1).all())
 
 
@@ -241,7 +241,7 @@ def test_what_is_not_finite_names_fold_and_step(
         return nan if broken == "loss" else loss, nan if broken == "semantic" else semantic, g_qua, g_sem
 
     monkeypatch.setattr(training, "gradients", spoil)
-    with pytest.raises(TrainingError, match="not finite in fold 3, phase 'text', step 4"):
+    with pytest.raises(TrainingDivergedError, match="not finite in fold 3, phase 'text', step 4"):
         next(rows)
     assert farthest(before, training.values()) == 0
 

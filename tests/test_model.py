@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grmp_score.config import SCENES, Backbone, ModelConfig, PromptConfig
 from grmp_score.errors import ConfigError
-from grmp_score.model import towers as backbone
+from grmp_score.model.clip import adapted_names, architecture, build_clip
 from grmp_score.model.quality_clip import QualityCLIP, p_high, quality_loss
 from grmp_score.weights.folder import Weights
 
@@ -69,7 +69,7 @@ def test_without_prompts_it_is_open_clips_encoder(tiny_config: ModelConfig, name
     size = CLIPS[name]["vision_cfg"]["image_size"]
     patches = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
-        ours, theirs = model.encode_image(patches), model.clip.encode_image(patches, normalize=True)
+        ours, theirs = model.image(patches), model.clip.encode_image(patches, normalize=True)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
         tokens = model.text_prompt.scene_tokens
         theirs = model.clip.encode_text(tokens, normalize=True)
@@ -85,15 +85,14 @@ def test_text_cut_at_its_end_equals_the_full_length(tiny_config: ModelConfig) ->
     """Running the text only to its last end-of-text token changes nothing, in one batch or alone."""
     model = make(tiny_config)
     tokens = torch.cat([model.text_prompt.tokens, model.text_prompt.scene_tokens])
-    eot = backbone.end_of_text(tokens)
-    assert int(eot.max()) + 1 < tokens.shape[1]
+    assert int(tokens.argmax(dim=-1).max()) + 1 < tokens.shape[1]
     with torch.inference_mode():
-        embedded = backbone.embed_text(model.clip, tokens)
-        cut = backbone.encode_text(model.clip, embedded, eot)
+        embedded = model.text.embed(tokens)
+        cut = model.text(embedded, tokens)
         full = model.clip.encode_text(tokens, normalize=True)
         torch.testing.assert_close(cut, full, rtol=0, atol=1e-5)
         for i in range(len(tokens)):
-            alone = backbone.encode_text(model.clip, embedded[i : i + 1], eot[i : i + 1])
+            alone = model.text(embedded[i : i + 1], tokens[i : i + 1])
             torch.testing.assert_close(alone[0], full[i], rtol=0, atol=1e-5)
 
 
@@ -126,7 +125,7 @@ def test_equation_1_visual_prompts(tiny_config: ModelConfig, patches: Tensor, po
             x = visual.ln_post(x)
             pooled = (x[0] if pool == "tok" else x[1:].mean(dim=0)) @ visual.proj
             feature = pooled / pooled.norm()
-            torch.testing.assert_close(model.encode_image(patches)[i], feature, rtol=0, atol=1e-5)
+            torch.testing.assert_close(model.image(patches)[i], feature, rtol=0, atol=1e-5)
 
 
 def test_text_context_replaces_the_placeholder(tiny_config: ModelConfig) -> None:
@@ -204,31 +203,31 @@ def test_trunk_and_head_make_the_whole(tiny_config: ModelConfig, patches: Tensor
     """Wherever the tower is cut, trunk and head give the features of the whole."""
     whole = make(dataclasses.replace(tiny_config, adapted_blocks=2))
     model = make(dataclasses.replace(tiny_config, adapted_blocks=adapted))
-    assert model.trunk_depth == max(0, 3 - adapted)
+    assert model.image.trunk_blocks == max(0, 3 - adapted)
     with torch.inference_mode():
-        tokens = model.image_trunk(patches)
+        tokens = model.image.trunk(patches)
         assert tokens.shape == (5, 5, 32)
-        torch.testing.assert_close(model.image_head(tokens), whole.encode_image(patches), rtol=0, atol=1e-6)
+        torch.testing.assert_close(model.image.head(tokens), whole.image(patches), rtol=0, atol=1e-6)
 
 
 def test_adapted_names(tiny_config: ModelConfig) -> None:
     """Stage 2 adapts the last blocks of both towers and their final norms, and nothing else."""
     clip = make(tiny_config).clip
-    names = backbone.adapted_names(clip, 1)
+    names = adapted_names(clip, 1)
     groups = {name.rsplit(".resblocks.", 1)[0] + ":" + name.split("resblocks.")[-1][:1] for name in names}
     blocks = {g for g in groups if "transformer" in g}
     assert blocks == {"transformer:1", "visual.transformer:2"}
     others = {name for name in names if "resblocks" not in name}
     assert others == {f"{norm}.{part}" for norm in ("ln_final", "visual.ln_post") for part in ("weight", "bias")}
-    everything = backbone.adapted_names(clip, 99)
+    everything = adapted_names(clip, 99)
     assert len(everything) == len([n for n, _ in clip.named_parameters() if "resblocks" in n]) + 4
-    assert backbone.adapted_names(clip, 0) == sorted(others, key=everything.index)
+    assert adapted_names(clip, 0) == sorted(others, key=everything.index)
 
 
 def test_gradients_reach_the_prompts(tiny_config: ModelConfig, patches: Tensor) -> None:
     """The loss moves the context and the prompts of every block; stored text features are constants."""
     model = make(tiny_config)
-    logits = model.quality_logits(model.encode_image(patches), model.encode_quality())
+    logits = model.quality_logits(model.image(patches), model.encode_quality())
     quality_loss(logits, torch.linspace(0, 1, 5)).backward()
     assert model.visual_prompts is not None
     ctx, tokens = model.text_prompt.ctx.grad, model.visual_prompts.tokens.grad
@@ -246,7 +245,7 @@ def test_equation_2_in_numpy(tiny_config: ModelConfig, patches: Tensor) -> None:
     """p(high) is the softmax over <g(q), f> / tau of the two classes, and p(high) + p(low) = 1."""
     model = make(tiny_config)
     with torch.inference_mode():
-        f = model.encode_image(patches).double().numpy()
+        f = model.image(patches).double().numpy()
         logits = model(patches)
     g = model.text_features.double().numpy()
     similarity = np.exp(2.5) * np.array([[np.dot(a, b) for b in g] for a in f])
@@ -290,7 +289,7 @@ def test_quality_scale_spreads_quality_and_leaves_scenes(tiny_config: ModelConfi
     prompts = dataclasses.replace(tiny_config.prompts, quality_scale=2.5)
     config = dataclasses.replace(tiny_config, prompts=prompts)
     plain, scaled = tiny_weights.build(), dataclasses.replace(tiny_weights, config=config).build()
-    features = plain.encode_image(torch.rand(3, 3, 32, 32)).detach()
+    features = plain.image(torch.rand(3, 3, 32, 32)).detach()
     assert torch.allclose(scaled.quality_logits(features), 2.5 * plain.quality_logits(features))
     assert torch.equal(scaled.scene_logits(features), plain.scene_logits(features))
 
@@ -299,7 +298,7 @@ def test_scene_logits(tiny_config: ModelConfig, patches: Tensor) -> None:
     """There is one logit for each of the nine scenes, by the scene features given or stored."""
     model = make(tiny_config)
     with torch.inference_mode():
-        features = model.encode_image(patches)
+        features = model.image(patches)
         logits = model.scene_logits(features)
         assert logits.shape == (5, len(SCENES)) == (5, 9)
         torch.testing.assert_close(logits, model.scene_logits(features, model.encode_scenes()))
@@ -337,9 +336,10 @@ def test_stored_text_features_equal_recomputed_ones(tiny_config: ModelConfig) ->
 def test_named_architectures_build(name: str, layers: int, width: int, dim: int, quick: bool) -> None:
     """The usual CLIPs build as two plain towers of the known sizes (without memory: on the meta device)."""
     with torch.device("meta"):
-        clip = backbone.build_clip(backbone.architecture(name))
+        clip = build_clip(architecture(name))
     assert isinstance(clip, CLIP) and not clip.training
-    assert (backbone.image_depth(clip), backbone.text_depth(clip)) == (layers, 12)
+    depths = len(clip.visual.transformer.resblocks), len(clip.transformer.resblocks)
+    assert depths == (layers, 12)
     assert clip.visual.class_embedding.shape == (width,) and clip.visual.proj.shape == (width, dim)
     gelu = type(clip.visual.transformer.resblocks[0].mlp.gelu).__name__
     assert gelu == ("QuickGELU" if quick else "GELU")
@@ -348,7 +348,7 @@ def test_named_architectures_build(name: str, layers: int, width: int, dim: int,
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-L-14"])
 def test_named_architectures_score(name: str) -> None:
     """One block of each named architecture, with its true widths, goes through the whole model."""
-    cfg = backbone.architecture(name)
+    cfg = architecture(name)
     cfg["vision_cfg"] = {**cfg["vision_cfg"], "layers": 1, "image_size": 56 if "14" in name else 64}
     cfg["text_cfg"] = {**cfg["text_cfg"], "layers": 1, "vocab_size": 600}
     config = ModelConfig("m", Backbone(cfg), PromptConfig(n_visual=2))
@@ -363,7 +363,7 @@ def test_named_architectures_score(name: str) -> None:
 def test_unknown_architecture() -> None:
     """A name that open_clip does not know is an error that repeats it."""
     with pytest.raises(ConfigError, match="ViT-Z-99"):
-        backbone.architecture("ViT-Z-99")
+        architecture("ViT-Z-99")
 
 
 @pytest.mark.parametrize(
@@ -387,11 +387,11 @@ def test_unknown_architecture() -> None:
 def test_unsupported_towers(cfg: dict[str, Any], named: str) -> None:
     """A tower that is no native ViT or text transformer is refused by the entry that asks for it."""
     with pytest.raises(ConfigError, match=named):
-        backbone.build_clip(cfg)
+        build_clip(cfg)
 
 
 @pytest.mark.parametrize("name", ["RN50", "ViT-B-16-SigLIP", "roberta-ViT-B-32", "coca_ViT-B-32"])
 def test_named_architectures_of_other_kinds_are_refused(name: str) -> None:
     """open_clip's other families are refused before anything is built."""
     with pytest.raises(ConfigError):
-        backbone.build_clip(backbone.architecture(name))
+        build_clip(architecture(name))

@@ -21,7 +21,6 @@ from torch import Tensor
 from grmp_score import weights
 from grmp_score.config import IMAGENET_MEAN, IMAGENET_STD
 from grmp_score.errors import WeightsError
-from grmp_score.model import towers as backbone
 from grmp_score.model.patches import normalise
 from grmp_score.model.quality_clip import p_high
 from grmp_score.scorer import Scorer
@@ -83,7 +82,7 @@ def batch(scorer: Scorer) -> Tensor:
 def image_features(scorer: Scorer, batch: Tensor) -> Tensor:
     """The image features of the four images, computed once."""
     with torch.inference_mode():
-        return scorer.model.encode_image(batch)
+        return scorer.model.image(batch)
 
 
 def test_tokens(scorer: Scorer, expected: dict[str, Tensor]) -> None:
@@ -177,7 +176,7 @@ def small_state() -> State:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
     """A small checkpoint, while conversion believes in the small architecture."""
-    monkeypatch.setattr(backbone, "architecture", lambda name: SMALL_CLIP)
+    monkeypatch.setattr(official, "architecture", lambda name: SMALL_CLIP)
     yield small_state()
 
 

@@ -55,10 +55,10 @@ def gradients(tiny_config: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Te
     names = trained_names(model, FewShotConfig(train="blocks", train_visual_prompts=True))
     named = dict(model.named_parameters())
     parameters = [named[n] for n in names]
-    features = model.encode_image(patches)
+    features = model.image(patches)
     quality = quality_loss(model.quality_logits(features, model.encode_quality()), torch.linspace(0, 1, 6))
     with torch.no_grad():
-        p_sem = teacher.scene_logits(teacher.encode_image(patches)).softmax(-1)
+        p_sem = teacher.scene_logits(teacher.image(patches)).softmax(-1)
     semantic = semantic_loss(model.scene_logits(features, model.encode_scenes()), p_sem)
     g_qua = torch.autograd.grad(quality, parameters, retain_graph=True)
     g_sem = torch.autograd.grad(semantic, parameters, allow_unused=True)

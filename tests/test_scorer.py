@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from grmp_score.model.patches import make_patches
 from grmp_score.model.quality_clip import p_high
 from grmp_score.pipeline.inference import on_all_cores
 from grmp_score.score import FailedScore, Score
-from grmp_score.scorer import Scorer
+from grmp_score.scorer import Scorer, ScorerOptions
 from grmp_score.weights.folder import Weights
 
 from .conftest import Photo, random_weights
@@ -40,8 +41,8 @@ def scorer(tiny_weights: Weights) -> Scorer:
 
 @pytest.fixture
 def images(photo: Photo) -> list[Image.Image]:
-    """32 different pictures of several sizes."""
-    return [photo(40 + 3 * i, 35 + 7 * (i % 5), seed=i) for i in range(32)]
+    """Twelve different pictures of several sizes."""
+    return [photo(40 + 3 * i, 35 + 7 * (i % 5), seed=i) for i in range(12)]
 
 
 def test_score_is_the_models_mean(scorer: Scorer, photo: Photo) -> None:
@@ -60,11 +61,11 @@ def test_score_is_the_models_mean(scorer: Scorer, photo: Photo) -> None:
 def test_scores_differ_between_pictures(scorer: Scorer, images: list[Image.Image]) -> None:
     """The random model is no constant, so that the equalities below mean something."""
     values = [score.value for score in scorer.score_many(images)]
-    assert len(set(values)) == 32
+    assert len(set(values)) == 12
     assert statistics.stdev(v for v in values if v is not None) > 0.01
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 32, 100])
+@pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
 @pytest.mark.parametrize("workers", [1, 4])
 def test_an_image_scores_the_same_in_any_company(
     tiny_weights: Weights, scorer: Scorer, images: list[Image.Image], batch_size: int, workers: int
@@ -73,7 +74,7 @@ def test_an_image_scores_the_same_in_any_company(
     alone = [scorer.score(image) for image in images]
     other = Scorer(tiny_weights, device="cpu", batch_size=batch_size, workers=workers)
     assert list(other.score_many(images)) == alone
-    order = torch.randperm(32, generator=torch.Generator().manual_seed(batch_size)).tolist()
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(batch_size)).tolist()
     assert list(other.score_many(images[i] for i in order)) == [alone[i] for i in order]
 
 
@@ -88,6 +89,24 @@ def test_the_number_of_cores_changes_nothing(scorer: Scorer, images: list[Image.
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_thread_that_begins_meanwhile_may_use_all_cores() -> None:
+    """That the model computes each patch on one core is no other thread's concern."""
+    before, seen = torch.get_num_threads(), []
+
+    def compute(item: torch.Tensor) -> torch.Tensor:
+        other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        return item
+
+    try:
+        torch.set_num_threads(2)
+        on_all_cores(compute, torch.zeros(4, 1).split(1))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [2] * 4
 
 
 def test_a_failing_pass_leaves_the_number_of_threads() -> None:
@@ -110,7 +129,7 @@ def test_a_joined_pass_agrees(scorer: Scorer, images: list[Image.Image]) -> None
     """Patches of many images in one pass, as on a GPU, give the same numbers to rounding."""
     patches = torch.cat([make_patches(image, scorer.preprocess) for image in images])
     with torch.inference_mode():
-        together = p_high(scorer.model(patches).double()).view(32, -1).mean(dim=1)
+        together = p_high(scorer.model(patches).double()).view(12, -1).mean(dim=1)
     alone = [score.value for score in scorer.score_many(images)]
     torch.testing.assert_close(together, torch.tensor(alone, dtype=torch.float64), rtol=0, atol=1e-5)
 
@@ -152,6 +171,22 @@ def test_statistics(values: list[float]) -> None:
         assert score.standard_error is None
     assert score.patch_values == tuple(values)
     assert min(values) - 1e-15 <= score.value <= max(values) + 1e-15
+
+
+def test_an_image_no_larger_than_a_patch_has_no_standard_error(scorer: Scorer, photo: Photo) -> None:
+    """All its patches are the same, which says nothing about how sure the score is."""
+    score = scorer.score(photo(20, 20))
+    assert (score.std, score.standard_error) == (0.0, None) and len(score.patch_values) == 4
+    assert scorer.score(photo(33, 32, seed=1)).standard_error is not None
+
+
+def test_short_readable_representations(scorer: Scorer, photo: Photo, tmp_path: Path) -> None:
+    """A number with its spread, the words that are known, and the name."""
+    photo().save(tmp_path / "a.png")
+    score = scorer.score(tmp_path / "a.png")
+    assert repr(score) == f"Score({score.value:.3f} ± {score.standard_error:.3f}, {str(tmp_path / 'a.png')!r})"
+    assert repr(Score(0.5, verdict="good")) == "Score(0.500, good)"
+    assert repr(scorer) == "Scorer('tiny', 4 patches, device 'cpu')"
 
 
 # -------------------------------------------------------------------------- errors
@@ -228,6 +263,30 @@ def test_a_failing_source_is_not_swallowed(scorer: Scorer, photo: Photo) -> None
 
 
 # ------------------------------------------------------------------------ settings
+
+
+@pytest.mark.parametrize("background", ["nonsense", (1, 2), (0, 0, 256), "#12345"])
+def test_a_background_that_is_no_colour_is_refused_at_once(background: Any) -> None:
+    """Before any image is read."""
+    with pytest.raises(ConfigError, match="unknown colour"):
+        Scorer(background=background)
+
+
+def test_the_spelling_of_a_background_does_not_matter(tiny_weights: Weights) -> None:
+    """One colour has one key, and white the key that it has always had."""
+    keys = {Scorer(tiny_weights, background=b).settings_key for b in ("white", "#FFFFFF", "#fff", (255, 255, 255))}
+    assert len(keys) == 1 and Scorer(tiny_weights).background == "white"
+    assert Scorer(tiny_weights, background="black").background == "#000000"
+
+
+def test_options_together_and_single_ones(tiny_weights: Weights) -> None:
+    """Single ones win; one that does not exist is named."""
+    options = ScorerOptions(device="cpu", patches=3, workers=2)
+    scorer = Scorer(tiny_weights, options, patches=5)
+    assert scorer.options == dataclasses.replace(options, patches=5)
+    assert (scorer.preprocess.patches, scorer.workers) == (5, 2)
+    with pytest.raises(TypeError, match="patchs"):
+        Scorer(tiny_weights, patchs=5)
 
 
 def test_patches_override(tiny_weights: Weights, photo: Photo, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
 from grmp_score.errors import ConfigError
-from grmp_score.model.tokenizer import Tokenizer, make_tokenizer
+from grmp_score.model.tokenizer import Tokenizer
 
 TEXTS = [
     "",
@@ -38,13 +38,13 @@ def reference() -> SimpleTokenizer:
 @lru_cache(maxsize=8)
 def tokenizer(size: int) -> Tokenizer:
     """One shared tokenizer per size."""
-    return make_tokenizer(size, 32)
+    return Tokenizer(size, 32)
 
 
 @pytest.mark.parametrize("context_length", [2, 8, 77])
 def test_full_vocabulary_equals_open_clip(context_length: int) -> None:
     """With all 49,408 ids the rows are open_clip's, truncated texts included."""
-    ours = make_tokenizer(context_length=context_length)(TEXTS)
+    ours = Tokenizer(context_length=context_length)(TEXTS)
     assert ours.dtype == torch.int64
     assert torch.equal(ours, reference()(TEXTS, context_length=context_length))
 
@@ -109,7 +109,7 @@ def test_special_strings_are_special_tokens_at_any_size() -> None:
 
 def test_truncation_keeps_the_beginning_and_the_end_token() -> None:
     """A long text loses its tail, not its end of text."""
-    small = make_tokenizer(1024, 6)
+    small = Tokenizer(1024, 6)
     row = small("one two three four five six seven eight")[0].tolist()
     ids = small.encode("one two three four five six seven eight")
     assert row == [1022, *ids[:4], 1023]
@@ -125,8 +125,8 @@ def test_single_text_and_empty_list() -> None:
 def test_two_sizes_do_not_disturb_each_other() -> None:
     """Making a small tokenizer changes neither a large one nor open_clip's own."""
     before = reference()("a photo of a cityscape")
-    large = make_tokenizer()
-    make_tokenizer(600)("a photo of a cityscape")
+    large = Tokenizer()
+    Tokenizer(600)("a photo of a cityscape")
     assert torch.equal(large("a photo of a cityscape"), before)
     assert torch.equal(reference()("a photo of a cityscape"), before)
 
@@ -138,7 +138,7 @@ def test_two_sizes_do_not_disturb_each_other() -> None:
 def test_arguments_out_of_range(size: int, length: int, message: str) -> None:
     """Sizes that cannot work are refused."""
     with pytest.raises(ConfigError, match=message):
-        make_tokenizer(size, length)
+        Tokenizer(size, length)
 
 
 def test_unknown_id_is_a_key_error() -> None:

@@ -14,12 +14,13 @@ import pytest
 import torch
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from grmp_score import weights
 from grmp_score.config import Backbone, LabelScale, ModelConfig
 from grmp_score.errors import ConfigError, GrmpScoreError, HubError, WeightsError
 from grmp_score.scorer import Scorer
+from grmp_score.weights import hub as hub_module
 from grmp_score.weights.folder import ADAPTER, BACKBONE, CARD, CONFIG, Weights, load
 from grmp_score.weights.hub import looks_like_repo, sha256_of
 
@@ -214,7 +215,7 @@ def test_a_missing_bundled_model_is_not_looked_for_on_the_hub(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the bundled files the default is an error about the installation, never a download."""
-    monkeypatch.setattr(weights, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr("grmp_score.weights.folder.BUNDLED", tmp_path / "bundled")
     with pytest.raises(WeightsError, match="bundled model is missing"):
         load()
     assert hub.requests == []
@@ -222,7 +223,7 @@ def test_a_missing_bundled_model_is_not_looked_for_on_the_hub(
 
 def test_bundled_names(tiny_weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bundled model is found by name; the default one is `mini`; an existing folder of that name wins."""
-    monkeypatch.setattr(weights, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr("grmp_score.weights.folder.BUNDLED", tmp_path / "bundled")
     tiny_weights.save(tmp_path / "bundled" / "mini")
     monkeypatch.chdir(tmp_path)
     assert same_tensors(load(), tiny_weights) and same_tensors(load("mini"), tiny_weights)
@@ -251,7 +252,7 @@ def test_a_failure_in_the_middle_leaves_the_old_files(
             path.write_bytes(b"half")
             if kind == "os":
                 raise OSError(28, "No space left on device")
-            raise weights.SafetensorError("No space left on device")
+            raise SafetensorError("No space left on device")
         path.write_bytes(save(tensors, metadata))
 
     monkeypatch.setattr("safetensors.torch.save_file", full_disk)
@@ -344,7 +345,7 @@ def test_a_push_between_two_files_changes_nothing(
 ) -> None:
     """All files are of the commit that the first is of; the next load takes the new ones, and offline too."""
     newer = random_weights(dataclasses.replace(tiny_config, name="newer"), seed=9)
-    files, fetch = files_of(newer.save(tmp_path / "new")), weights.hub.fetch_file
+    files, fetch = files_of(newer.save(tmp_path / "new")), hub_module.fetch_file
 
     def pushed_after_the_first(repo: str, filename: str, **options: Any) -> Path:
         path = fetch(repo, filename, **options)
@@ -353,7 +354,7 @@ def test_a_push_between_two_files_changes_nothing(
         return path
 
     with monkeypatch.context() as patched:
-        patched.setattr(weights.hub, "fetch_file", pushed_after_the_first)
+        patched.setattr(hub_module, "fetch_file", pushed_after_the_first)
         old = load(REPO, revision=revision)
     assert same_tensors(old, tiny_weights) and old.config.name == "tiny" and old.card == tiny_weights.card
     assert served.files(REPO)["README.md"] == b"of the newer"
@@ -387,7 +388,7 @@ def test_a_card_that_is_not_there_is_asked_for_once(
     assert same_tensors(load(REPO), tiny_weights) and hub.count("HEAD", CARD) == 0
     hub.stop()
     waits: list[float] = []
-    monkeypatch.setattr(weights.hub.time, "sleep", waits.append)
+    monkeypatch.setattr(hub_module.time, "sleep", waits.append)
     assert same_tensors(load(REPO), tiny_weights) and load(REPO).card == "" and waits == []
 
 
@@ -502,7 +503,7 @@ def test_without_a_network(served: HubServer, tiny_weights: Weights) -> None:
 def test_without_a_network_nobody_waits_long(served: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of waits between attempts there are three seconds; a network that comes back within them is enough."""
     waits: list[float] = []
-    for module in (weights.hub, file_download, _http):
+    for module in (hub_module, file_download, _http):
         monkeypatch.setattr(module.time, "sleep", waits.append)  # of the fixture's copies of `time`
     look, failures = huggingface_hub.get_hf_file_metadata, [OSError("no route"), OSError("no route")]
 
@@ -524,8 +525,8 @@ def test_a_silent_network_is_asked_once(served: HubServer, monkeypatch: pytest.M
     """Where a connection takes as long as the client allows, there is no second attempt."""
     clock = iter([0.0, 10.0])
     waits: list[float] = []
-    monkeypatch.setattr(weights.hub.time, "sleep", waits.append)
-    monkeypatch.setattr(weights.hub.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(hub_module.time, "sleep", waits.append)
+    monkeypatch.setattr(hub_module.time, "monotonic", lambda: next(clock))
     served.stop()
     assert "cannot be reached" in refused().reason and waits == []
 
@@ -564,6 +565,30 @@ def test_backbone_from_another_repository(
         load(REPO)
     publish(dataclasses.replace(reference, filename="other.safetensors"))
     assert refused().path == "lab/clip/other.safetensors"
+
+
+def test_a_cached_backbone_is_hashed_once(
+    hub: HubServer, tiny_weights: Weights, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass over the file serves the Hub's entity tag and the checksum in the configuration."""
+    hub.add_repo("lab/clip", {"clip.safetensors": (folder / BACKBONE).read_bytes()})
+    sha256 = sha256_of(folder / BACKBONE)
+    backbone = Backbone(
+        tiny_weights.config.backbone.model_cfg, "clip", "lab/clip", "clip.safetensors", sha256=sha256
+    )
+    config = dataclasses.replace(tiny_weights.config, backbone=backbone)
+    hub.add_repo(REPO, {CONFIG: config.to_json().encode(), ADAPTER: (folder / ADAPTER).read_bytes()})
+    load(REPO)
+    hashed: list[str] = []
+
+    def counting(path: str | Path) -> str:
+        hashed.append(Path(path).name)
+        return sha256_of(path)
+
+    monkeypatch.setattr("grmp_score.weights.hub.sha256_of", counting)
+    monkeypatch.setattr("grmp_score.weights.checksum.sha256_of", counting)
+    load(REPO)
+    assert hashed.count("clip.safetensors") == 1
 
 
 @pytest.mark.parametrize("card", [True, False])
@@ -607,7 +632,7 @@ def test_official_checkpoint_from_the_hub(
     hub: HubServer, photo: Photo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A repository and the name of an official file score as the same file in a folder."""
-    monkeypatch.setattr("grmp_score.model.towers.architecture", lambda name: SMALL_CLIP)
+    monkeypatch.setattr("grmp_score.weights.official.architecture", lambda name: SMALL_CLIP)
     torch.save(small_state(), tmp_path / "clive_50.pt")
     hub.add_repo("zz/official", {"clive_50.pt": (tmp_path / "clive_50.pt").read_bytes()})
     fetched = values("zz/official", photo, filename="clive_50.pt")

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from grmp_score.config import PromptConfig
 from grmp_score.errors import ConfigError
-from grmp_score.model import towers as backbone
-from grmp_score.model.tokenizer import make_tokenizer
+from grmp_score.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP
@@ -23,10 +22,10 @@ class TextPrompt(nn.Module):
     """``v_1 .. v_M high quality.`` and ``v_1 .. v_M low quality.`` with learned v (METHOD section 1).
 
     Attributes:
-        ctx: [M, W_text] context vectors, one set shared by both classes; N(0, 0.02^2) at the start.
+        ctx: [M, W] context vectors, one set shared by both classes; N(0, 0.02^2) at the start.
         tokens: [2, T] token ids of "X X X X high quality." and "X X X X low quality." (the full stop follows
             the authors' code).
-        scene_tokens: [9, T] token ids of the scene prompts.
+        scene_tokens: [9, T] token ids of the scene prompts; they hold no learned context.
     """
 
     tokens: Tensor
@@ -36,7 +35,7 @@ class TextPrompt(nn.Module):
         super().__init__()
         self.ctx = nn.Parameter(torch.empty(prompts.n_ctx, clip.positional_embedding.shape[1]))
         nn.init.normal_(self.ctx, std=0.02)
-        tokenizer = make_tokenizer(clip.vocab_size, clip.context_length)
+        tokenizer = Tokenizer(clip.vocab_size, clip.context_length)
         stem = " ".join([PLACEHOLDER] * prompts.n_ctx)
         quality = [f"{stem} {phrase}." for phrase in prompts.classes]
         scene = [f"a photo of a {s}" for s in scenes]
@@ -48,17 +47,10 @@ class TextPrompt(nn.Module):
         self.register_buffer("tokens", tokenizer(quality), persistent=False)
         self.register_buffer("scene_tokens", tokenizer(scene), persistent=False)
 
-    def quality_features(self, clip: CLIP) -> Tensor:
-        """Text features [2, D] of the two classes, high first; differentiable in ``ctx``."""
-        embedded = backbone.embed_text(clip, self.tokens)
-        context = self.ctx.expand(len(embedded), -1, -1)
-        embedded = torch.cat([embedded[:, :1], context, embedded[:, 1 + len(self.ctx) :]], dim=1)
-        return backbone.encode_text(clip, embedded, backbone.end_of_text(self.tokens))
-
-    def scene_features(self, clip: CLIP) -> Tensor:
-        """Text features [9, D] of the scene prompts; they hold no learned context."""
-        embedded = backbone.embed_text(clip, self.scene_tokens)
-        return backbone.encode_text(clip, embedded, backbone.end_of_text(self.scene_tokens))
+    def forward(self, embedded: Tensor) -> Tensor:
+        """Embeddings [2, T, W] of `tokens` -> the same with the context in the place of the placeholders."""
+        context = self.ctx.expand(len(embedded), -1, -1)  # [2, M, W]
+        return torch.cat([embedded[:, :1], context, embedded[:, 1 + len(self.ctx) :]], dim=1)  # [2, T, W]
 
 
 class DeepVisualPrompts(nn.Module):

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from grmp_score.config import SCENES, ModelConfig
 from grmp_score.errors import ConfigError
-from grmp_score.model import towers as backbone
+from grmp_score.model.clip import build_clip, feature_blocks
 from grmp_score.model.prompts import DeepVisualPrompts, TextPrompt
+from grmp_score.model.towers import ImageTower, TextTower
 
 
 class QualityCLIP(nn.Module):
@@ -20,11 +21,12 @@ class QualityCLIP(nn.Module):
 
     Attributes:
         config: what the model is.
-        readout_blocks: number of last image blocks that the features are made of.
-        clip: the dual encoder (open_clip).
+        clip: the dual encoder (open_clip); owns the towers' parameters.
+        image: V, the image tower with the visual prompts.
+        text: g, the text tower.
         text_prompt: learned text context.
         visual_prompts: deep visual prompts, or None.
-        text_features: [2, D] stored features of the classes, columns high, low.
+        text_features: [2, D] stored features of the classes, rows high, low.
         scene_features: [9, D] stored features of the scene prompts.
     """
 
@@ -41,27 +43,29 @@ class QualityCLIP(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.clip = backbone.build_clip(config.backbone.model_cfg)
-        self.readout_blocks = backbone.readout_blocks(config.backbone.model_cfg)
-        if self.readout_blocks > 1 and self.readout_blocks > config.adapted_blocks:
+        self.clip = build_clip(config.backbone.model_cfg)
+        visual = self.clip.visual
+        k = feature_blocks(config.backbone.model_cfg)
+        if k > 1 and k > config.adapted_blocks:
             raise ConfigError(
-                f"the features are read out of {self.readout_blocks} blocks, of which only {config.adapted_blocks} "
-                "lie above the frozen trunk"
+                f"the features are made of {k} blocks, of which only {config.adapted_blocks} lie above the frozen "
+                "trunk"
             )
-        if self.readout_blocks > 1 and config.prompts.n_visual and config.prompts.prompt_norm:
+        if k > 1 and config.prompts.n_visual and config.prompts.prompt_norm:
             raise ConfigError("prompt_norm goes with features of the last block alone")
         self.text_prompt = TextPrompt(self.clip, config.prompts, SCENES)
-        visual = self.clip.visual
         self.visual_prompts: DeepVisualPrompts | None = None
         if config.prompts.n_visual:
             self.visual_prompts = DeepVisualPrompts(
-                backbone.image_depth(self.clip),
+                len(visual.transformer.resblocks),
                 config.prompts.n_visual,
                 visual.class_embedding.shape[0],
                 patch_size=visual.patch_size[0],
                 norm=config.prompts.prompt_norm,
                 proj=unfolded_prompts,
             )
+        self.image = ImageTower(visual, self.visual_prompts, head_blocks=config.adapted_blocks, feature_blocks=k)
+        self.text = TextTower(self.clip)
         embed_dim = visual.proj.shape[1]
         self.register_buffer("text_features", torch.zeros(2, embed_dim))
         self.register_buffer("scene_features", torch.zeros(len(SCENES), embed_dim))
@@ -76,77 +80,36 @@ class QualityCLIP(nn.Module):
         Returns:
             [B, 2], columns high, low: <g(q), f> / tau (eq. 2), with the stored text features.
         """
-        return self.quality_logits(self.encode_image(patches))
+        return self.quality_logits(self.image(patches))
 
-    # -------------------------------------------------------------- image side
+    def quality_logits(self, image_features: Tensor, text_features: Tensor | None = None) -> Tensor:
+        """Image features [B, D] -> logits [B, 2], columns high, low; by the stored text features unless given."""
+        text = self.text_features if text_features is None else text_features  # [2, D]
+        scale = self.config.prompts.quality_scale * self.clip.logit_scale.exp()  # 1 / tau
+        logits: Tensor = scale * image_features @ text.T
+        return logits
 
-    @property
-    def trunk_depth(self) -> int:
-        """Number of image-tower blocks in the frozen trunk."""
-        return max(0, backbone.image_depth(self.clip) - self.config.adapted_blocks)
-
-    def image_trunk(self, patches: Tensor) -> Tensor:
-        """Patches [B, 3, S, S] -> tokens [B, 1 + N, W] that enter the first adapted block."""
-        tokens = backbone.embed_image(self.clip, patches)
-        return backbone.run_image_blocks(self.clip, tokens, self._visual_tokens(), 0, self.trunk_depth)
-
-    def image_head(self, tokens: Tensor) -> Tensor:
-        """Tokens from `image_trunk` -> L2-normalised image features [B, D]."""
-        return self.image_projection(self.image_pooled(tokens))
-
-    def image_pooled(self, tokens: Tensor) -> Tensor:
-        """Tokens from `image_trunk` -> pooled features [B, F] as ``ln_post`` gives them, before the projection."""
-        return backbone.read_out(
-            self.clip,
-            tokens,
-            self._visual_tokens(),
-            start=self.trunk_depth,
-            blocks=self.readout_blocks,
-            norm=None if self.visual_prompts is None else self.visual_prompts.norm,
-            project=False,
-        )
-
-    def image_projection(self, pooled: Tensor) -> Tensor:
-        """Pooled features [B, F] -> L2-normalised image features [B, D]."""
-        return nn.functional.normalize(pooled @ self.clip.visual.proj, dim=-1)
-
-    def encode_image(self, patches: Tensor) -> Tensor:
-        """Patches [B, 3, S, S] -> L2-normalised image features [B, D]."""
-        return self.image_head(self.image_trunk(patches))
-
-    def _visual_tokens(self) -> Tensor | None:
-        return None if self.visual_prompts is None else self.visual_prompts()
-
-    # --------------------------------------------------------------- text side
+    def scene_logits(self, image_features: Tensor, scene_features: Tensor | None = None) -> Tensor:
+        """Image features [B, D] -> logits [B, 9] over `grmp_score.config.SCENES`; as `quality_logits`."""
+        text = self.scene_features if scene_features is None else scene_features  # [9, D]
+        logits: Tensor = self.clip.logit_scale.exp() * image_features @ text.T
+        return logits
 
     def encode_quality(self) -> Tensor:
-        """Text features [2, D] of (high, low) from the current context; differentiable."""
-        return self.text_prompt.quality_features(self.clip)
+        """g(q): text features [2, D] of (high, low) from the current context; differentiable."""
+        ids = self.text_prompt.tokens
+        return self.text(self.text_prompt(self.text.embed(ids)), ids)
 
     def encode_scenes(self) -> Tensor:
-        """Text features [9, D] of the scene prompts from the current text tower; differentiable."""
-        return self.text_prompt.scene_features(self.clip)
+        """g(w): text features [9, D] of the scene prompts from the current text tower; differentiable."""
+        ids = self.text_prompt.scene_tokens
+        return self.text(self.text.embed(ids), ids)
 
     @torch.no_grad()
     def refresh_text(self) -> None:
         """Recomputes the stored text features after the context or the text tower has changed."""
         self.text_features = self.encode_quality().detach().clone()
         self.scene_features = self.encode_scenes().detach().clone()
-
-    # ------------------------------------------------------------------ logits
-
-    def quality_logits(self, image_features: Tensor, text_features: Tensor | None = None) -> Tensor:
-        """Image features [B, D] -> logits [B, 2], columns high, low."""
-        text = self.text_features if text_features is None else text_features
-        scale = self.config.prompts.quality_scale * self.clip.logit_scale.exp()
-        logits: Tensor = scale * image_features @ text.T
-        return logits
-
-    def scene_logits(self, image_features: Tensor, scene_features: Tensor | None = None) -> Tensor:
-        """Image features [B, D] -> logits [B, 9] over `grmp_score.config.SCENES`."""
-        text = self.scene_features if scene_features is None else scene_features
-        logits: Tensor = self.clip.logit_scale.exp() * image_features @ text.T
-        return logits
 
 
 def p_high(quality_logits: Tensor) -> Tensor:

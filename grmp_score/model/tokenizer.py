@@ -36,7 +36,7 @@ class Tokenizer:
     """
 
     def __init__(self, vocab_size: int = CLIP_VOCAB_SIZE, context_length: int = CLIP_CONTEXT_LENGTH) -> None:
-        """Load the vocabulary (about 0.2 s; use `make_tokenizer`, or share one instance).
+        """Load the vocabulary (about 0.2 s the first time).
 
         Args:
             vocab_size: 514..49408.
@@ -106,11 +106,6 @@ class Tokenizer:
             ids = [self.sot_token_id, *self.encode(text)[: self.context_length - 2], self.eot_token_id]
             row[: len(ids)] = torch.tensor(ids)
         return out
-
-
-def make_tokenizer(vocab_size: int = CLIP_VOCAB_SIZE, context_length: int = CLIP_CONTEXT_LENGTH) -> Tokenizer:
-    """Make a tokenizer; see `Tokenizer` for arguments and errors."""
-    return Tokenizer(vocab_size, context_length)
 
 
 @lru_cache(maxsize=4)

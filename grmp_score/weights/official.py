@@ -12,7 +12,7 @@ from torch import Tensor
 
 from grmp_score.config import IMAGENET_MEAN, IMAGENET_STD, Backbone, ModelConfig, Preprocess, PromptConfig
 from grmp_score.errors import WeightsError
-from grmp_score.model import towers as backbone
+from grmp_score.model.clip import adapted_names, architecture
 from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.weights.folder import Weights, adapter_of
 
@@ -67,7 +67,7 @@ def load_official(path: str | Path, *, name: str | None = None) -> Weights:
     for key in (*_FOLDED, *_DERIVED, *_RENAMED):
         if key not in state:
             raise WeightsError(f"not an official GRMP-IQA checkpoint: {key!r} is missing", path=path)
-    model_cfg = backbone.architecture(ARCHITECTURE)
+    model_cfg = architecture(ARCHITECTURE)
     n_visual = _count_visual_prompts(state, path, model_cfg)
     config = ModelConfig(
         name=name or path.stem,
@@ -89,7 +89,7 @@ def load_official(path: str | Path, *, name: str | None = None) -> Weights:
         )
     model.load_state_dict({**tensors, **{k: getattr(model, k) for k in ("text_features", "scene_features")}})
     model.refresh_text()
-    adapted = [f"clip.{n}" for n in backbone.adapted_names(model.clip, config.adapted_blocks)]
+    adapted = [f"clip.{n}" for n in adapted_names(model.clip, config.adapted_blocks)]
     adapter = adapter_of(model, adapted, dtype=torch.float32)
     base = {k.removeprefix("clip."): v for k, v in tensors.items() if k.startswith("clip.") and k not in adapter}
     return Weights(config, adapter, base, card=_card(config), origin=str(path))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grmp_score.errors import ConfigError, TrainingError
+from grmp_score.errors import ConfigError, TrainingDivergedError
 from grmp_score.files import replacing
 from grmp_score.trainer.adapt.config import FewShotConfig, HistoryRow
 from grmp_score.trainer.adapt.gradient_descent import GradientDescent
@@ -102,7 +102,7 @@ class Checkpoint:
             keep: also keep the trained parameters.
 
         Raises:
-            TrainingError: the loss became NaN or infinite; the last good checkpoint stays.
+            TrainingDivergedError: the loss became NaN or infinite; the last good checkpoint stays.
         """
         if name in self._trained:
             return self._trained[name]
@@ -114,7 +114,7 @@ class Checkpoint:
                 on_row(row, training.steps_done)
                 if time.monotonic() - self._saved > self._every:
                     self._save((name, training.state()))
-        except TrainingError:
+        except TrainingDivergedError:
             raise
         except BaseException:  # interrupted: what is done is kept
             if training.intact:

@@ -53,7 +53,7 @@ def fit_closed_form(model: QualityCLIP, pooled: Tensor, targets: Array) -> dict[
 
     Args:
         model: before the fit.
-        pooled: [n, C, F], float16 or float32: what ``model.image_pooled`` gives for C crops of each image.
+        pooled: [n, C, F], float16 or float32: what ``model.image.pool`` gives for C crops of each image.
         targets: y of eq. (3), 0..1, higher is better [n].
 
     Returns:
@@ -71,7 +71,7 @@ def fit_closed_form(model: QualityCLIP, pooled: Tensor, targets: Array) -> dict[
         axis, scenes = quality_direction(model), model.encode_scenes()
     finally:
         set_values(model, old)
-    last = len(visual.ln_post.weight) // model.readout_blocks
+    last = len(visual.ln_post.weight) // model.image.feature_blocks
     gain = visual.ln_post.weight[-last:]
     fitted = fit_projection(pooled, targets, visual.proj, quality, gain, axis=axis, scenes=scenes)
     if fitted is None:

@@ -159,12 +159,12 @@ def run_frozen(
     def run(part: Tensor) -> FrozenPass:
         part = part.to(device)
         with computing(device, precision):
-            tokens = model.image_trunk(part)
-            pooled = model.image_pooled(tokens)
-            features = model.image_projection(pooled).float()
+            tokens = model.image.trunk(part)
+            pooled = model.image.pool(tokens)
+            features = model.image.project(pooled).float()
             if teacher is None:
                 return FrozenPass(tokens, pooled, features, features[:, :0])
-            semantic = features if share_tower else teacher.encode_image(part).float()
+            semantic = features if share_tower else teacher.image(part).float()
             return FrozenPass(tokens, pooled, features, teacher.scene_logits(semantic).softmax(dim=-1))
 
     parts = on_all_cores(run, parts_of(crops, device))

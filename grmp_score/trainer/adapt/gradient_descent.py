@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grmp_score.errors import TrainingError
+from grmp_score.errors import TrainingDivergedError
 from grmp_score.model.quality_clip import QualityCLIP, p_high, quality_loss
 from grmp_score.trainer.adapt.config import FewShotConfig, HistoryRow, Precision
 from grmp_score.trainer.adapt.features import Activations, computing
@@ -93,7 +93,7 @@ class GradientDescent:
         """Trains to the end; yields a row per step, and one per look at the held-out rows.
 
         Raises:
-            TrainingError: a loss or gradient is not finite; the parameters are still those before the step.
+            TrainingDivergedError: a loss or gradient is not finite; the parameters are still those before the step.
         """
         while self._stage < len(self.stages):
             stage = self.stages[self._stage]
@@ -125,7 +125,7 @@ class GradientDescent:
             g_qua, angle = project(g_qua, g_sem, self.config.qgr_lambda, self.config.qgr_form)
         if not (math.isfinite(loss + (semantic or 0.0)) and all(bool(g.isfinite().all()) for g in g_qua.values())):
             where = "the final run" if self.fold.number is None else f"fold {self.fold.number + 1}"
-            raise TrainingError(
+            raise TrainingDivergedError(
                 f"the loss or its gradient is not finite in {where}, phase {stage.name!r}, step {self._step + 1}",
                 hint="Use lower learning rates, or a smaller qgr_lambda",
             )
@@ -222,7 +222,7 @@ class GradientDescent:
         assert self.activations.tokens is not None
         tokens = self.activations.tokens[images, crops].to(self.device, torch.float32)
         with computing(self.device, self.precision):
-            return self.model.image_head(tokens).float()
+            return self.model.image.head(tokens).float()
 
     @torch.no_grad()
     def _predict_held_out(self, *, changed: bool) -> list[float]:

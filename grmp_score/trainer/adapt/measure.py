@@ -154,14 +154,14 @@ class Contenders:
 
         def adapted_features(tokens: Tensor) -> Tensor:
             with computing(device, precision):
-                return self.new.image_head(tokens).float()
+                return self.new.image.head(tokens).float()
 
         if self._shift is None:
             assert tokens is not None
             after = torch.cat(on_all_cores(adapted_features, parts_of(tokens.to(device), device)))
         elif pooled is not None:
             with computing(device, precision):
-                after = self.new.image_projection(pooled.to(device) + self._shift).float()
+                after = self.new.image.project(pooled.to(device) + self._shift).float()
         before, adapted = mean_p_high(self.old, features[None]), mean_p_high(self.new, after[None])
         ridge = self.ridge(features.cpu().double().mean(dim=0).numpy())
         return float(before[0]), float(ridge), float(adapted[0])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from grmp_score.errors import ConfigError
-from grmp_score.model import towers
+from grmp_score.model.clip import adapted_names
 from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.trainer.adapt.config import FewShotConfig
 
@@ -42,7 +42,7 @@ def trained_names(model: QualityCLIP, config: FewShotConfig) -> list[str]:
             )
         names.append(VISUAL_PROMPTS)
     if config.train == "blocks":
-        names += [f"clip.{name}" for name in towers.adapted_names(model.clip, model.config.adapted_blocks)]
+        names += [f"clip.{name}" for name in adapted_names(model.clip, model.config.adapted_blocks)]
     return names
 
 

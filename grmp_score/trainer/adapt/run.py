@@ -96,7 +96,7 @@ def adapt(
     Raises:
         DataError: a training image cannot be read (file and row are named), or there are too few labels.
         ConfigError: a setting, or the checkpoint is of another run.
-        TrainingError: the loss became NaN or infinite; fold and step are named.
+        TrainingDivergedError: the loss became NaN or infinite; fold and step are named.
         GrmpScoreError: there is no room for the activations.
     """
     if resume and work is None:

@@ -133,7 +133,7 @@ class Trainer:
         """Image features [n, C, D] of all rows by the current projection, with ``shift`` [F] added before it."""
         assert self.activations.pooled is not None
         pooled = self.activations.pooled.to(shift.device, torch.float32)  # [n, C, F]
-        return self.model.image_projection(pooled + shift).cpu()
+        return self.model.image.project(pooled + shift).cpu()
 
     def _predict(self, features: Tensor) -> Array:
         """p(high) [V] by the current texts, from features [V, C, D]: mean over the crops as cut for scoring."""

@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from grmp_score.errors import MissingExtraError
 
@@ -184,5 +183,7 @@ def rank_labels(scores: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
     n = next(iter(columns.values())).size
     if n == 0:
         return np.zeros(0)
+    from scipy.stats import rankdata  # takes a second to import
+
     ranks = rankdata(np.stack(list(columns.values())), axis=1)  # [metrics, n], 1 is the worst, ties averaged
     return np.asarray((ranks - 1).mean(axis=0) / n)
