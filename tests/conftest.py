@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -32,10 +32,9 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
+def warm() -> Warm:
     """Starts processes that need not import torch and open_clip first."""
-    with Warm() as started:
-        yield started
+    return Warm()
 
 
 @pytest.fixture

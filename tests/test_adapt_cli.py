@@ -27,7 +27,7 @@ from grmp_score.trainer.adapt.fewshot import FewShotConfig, HistoryRow, Progress
 from grmp_score.trainer.adapt.run import adapt
 from grmp_score.trainer.data.labels import read_labels
 
-from .cli_tools import ROOT
+from .cli_tools import MAIN
 from .conftest import TINY_CLIP, Photo, make_photo, random_weights
 from .hub_server import HubServer
 from .warm import Warm
@@ -489,28 +489,32 @@ def test_a_full_disk_leaves_no_half_result(monkeypatch: pytest.MonkeyPatch) -> N
     assert run_fast("--resume").exit_code == 0 and left_behind() == ["mine-adapted"]
 
 
+#: The command, which is sent a signal in the second of two folds.
+STOPPED = f"""
+import os, signal, sys
+from grmp_score.cli import progress
+signal.signal(signal.SIGINT, signal.default_int_handler)  # switched off in the background of a shell
+tell, number = progress._Lines.__call__, int(sys.argv.pop(1))
+
+def stopping(self, step):
+    tell(self, step)
+    if step.stage == "cross-validation" and step.done > 0.6 * step.total:
+        os.kill(os.getpid(), number)
+
+progress._Lines.__call__ = stopping
+{MAIN}
+"""
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_as_a_real_process(here: Path, number: signal.Signals, warm: Warm) -> None:
     """A signal in the middle leaves the work, and no result; --resume gives the same weights."""
     args = ["--labels", "mine.csv", "-m", "tiny", *FAST, "--epochs", "40"]
-    code = (
-        # Where a shell started the tests in the background, Ctrl-C is switched off.
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from grmp_score.cli import progress; progress.LINE_SECONDS = 0\n"
-        "from grmp_score.cli.main import main; main()"
-    )
-    with warm.start(code, "adapt", *args, "-o", "out", env={"PYTHONPATH": ROOT}) as process:
-        seen = ""
-        for line in process.stderr:
-            seen += line.decode()
-            step = re.match(rb"Validating: (\d+)/(\d+)", line)
-            if step and int(step[1]) > 0.6 * int(step[2]):  # in the second of two folds
-                process.send_signal(number)
-                break
-        errors = process.stderr.read().decode()
-        assert process.stdout.read() == b"" and "Traceback" not in seen + errors
-        assert process.wait(timeout=300) == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    done = warm.run(STOPPED, str(int(number)), "adapt", *args, "-o", "out")
+    errors = done.stderr.decode()
+    assert done.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    assert done.stdout == b"" and "Traceback" not in errors
     if number == signal.SIGINT:
         assert shlex.split(errors.splitlines()[-1])[-1] == "--resume"
     assert left_behind() == [".out.partial"]

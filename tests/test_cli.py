@@ -30,10 +30,9 @@ from grmp_score.report.rows import FIELDS
 from grmp_score.scorer import Scorer
 from grmp_score.trainer.data import sources
 
-from .cli_tools import MAIN, ROOT, assert_usage_error, process, run, run_jsonl
+from .cli_tools import ROOT, assert_usage_error, process, run, run_jsonl
 from .conftest import make_photo
 from .hub_server import HubServer
-from .warm import Warm
 
 needs_bundled = pytest.mark.skipif(
     not (weights.BUNDLED / weights.DEFAULT_MODEL / weights.CONFIG).is_file(),
@@ -553,15 +552,3 @@ def test_scoring_as_a_real_process(model: str, odd_files: list[str], photos: Pat
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [os.fsencode(r["path"]) for r in rows[:-1]] == [os.fsencode(p) for p in odd_files]
     assert np.isfinite([float(r["score"]) for r in rows[:-1]]).all()
-
-
-def test_a_reader_that_leaves_is_no_error(model: str, photos: Path, warm: Warm) -> None:
-    """`grmp-score ... | head -1` ends quietly."""
-    args = ["-m", model, "--format", "jsonl", *[photos] * 40]
-    with warm.start(MAIN, *args, env={"PYTHONPATH": ROOT}) as running:
-        first = json.loads(running.stdout.readline())
-        running.stdout.close()
-        errors = running.stderr.read()
-        running.wait(timeout=300)
-    assert first["error"] is None
-    assert (running.returncode, errors) == (0, b"")

@@ -16,7 +16,7 @@ from grmp_score.scorer import Scorer
 from grmp_score.trainer.data.labels import read_labels
 from grmp_score.trainer.metrics import srcc
 
-from .cli_tools import MAIN, ROOT
+from .cli_tools import MAIN
 from .conftest import TINY_CLIP, make_photo, random_weights
 from .hub_server import HubServer
 from .warm import Warm
@@ -210,6 +210,6 @@ def test_mistakes_are_one_line(
 
 def test_as_a_real_process(model: str, labels: Path, warm: Warm) -> None:
     """Valid JSON on stdout, nothing else anywhere."""
-    result = warm.run(MAIN, "evaluate", "--labels", labels, "-m", model, "-f", "json", env={"PYTHONPATH": ROOT})
+    result = warm.run(MAIN, "evaluate", "--labels", labels, "-m", model, "-f", "json")
     assert (result.returncode, result.stderr) == (0, b"")
     assert json.loads(result.stdout)["overall"]["n"] == N
