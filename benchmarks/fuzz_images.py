@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from grmp_score.errors import ImageReadError
-from grmp_score.images.read import read_image
+from grmp_score.images import read_image
 from tests.fuzzing import damaged
 
 

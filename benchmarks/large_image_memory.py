@@ -21,7 +21,7 @@ import resource, sys
 import numpy, torch
 from PIL import Image, ImageCms, JpegImagePlugin
 from grmp_score.config import Preprocess
-from grmp_score.images.read import read_image
+from grmp_score.images import read_image
 from grmp_score.model.patches import make_patches
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 warm = Image.new("RGB", (300, 300))

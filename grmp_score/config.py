@@ -223,12 +223,12 @@ class ModelConfig:
         except json.JSONDecodeError as error:
             raise ConfigError(f"not valid JSON: {error}", path=path) from error
         try:
-            return decode(cls, data, "config")
+            return from_json_object(cls, data, "config")
         except ConfigError as error:
             raise ConfigError(error.reason, path=path, hint=error.hint) from error
 
 
-def decode(kind: type[T], data: object, where: str) -> T:
+def from_json_object(kind: type[T], data: object, where: str) -> T:
     """Builds dataclass ``kind`` from parsed JSON, checking every name and type on the way."""
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
@@ -260,7 +260,7 @@ def _value(hint: Any, value: object, where: str) -> Any:
             raise ConfigError(f"{where}: expected one of {list(args)}, got {value!r}")
         return value
     if dataclasses.is_dataclass(hint):
-        return decode(hint, value, where)  # type: ignore[arg-type]
+        return from_json_object(hint, value, where)  # type: ignore[arg-type]
     if origin is tuple:
         if isinstance(value, (list, tuple)) and args[-1] is Ellipsis:
             args = args[:1] * len(value)

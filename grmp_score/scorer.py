@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,6 @@ from grmp_score.score import FailedScore, Score
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from grmp_score.model.quality_clip import QualityCLIP
 
@@ -275,9 +274,13 @@ class Scorer:
         Raises:
             ImageReadError: the image cannot be read.
         """
+        from grmp_score.pipeline.inference import patch_probabilities
+
         pictures: list[Image.Image] = []
         item = self.preparer(on_image=lambda _, picture: pictures.append(picture)).prepare(image)
-        return explain_image(pictures[0], self._score_batch([item])[0], self.preprocess, self._probabilities)
+        score = self._score_batch([item])[0]
+        p_high = partial(patch_probabilities, self.model, device=self.device)
+        return explain_image(pictures[0], score, self.preprocess, p_high)
 
     def _score_stream(
         self,
@@ -302,7 +305,10 @@ class Scorer:
     def _score_batch(self, items: list[PreparedImage]) -> list[Score]:
         import torch
 
-        values = iter(self._probabilities(torch.cat([item.patches for item in items])))  # [sum of P, 3, S, S]
+        from grmp_score.pipeline.inference import patch_probabilities
+
+        patches = torch.cat([item.patches for item in items])  # [sum of P, 3, S, S]
+        values = iter(patch_probabilities(self.model, patches, self.device))
         return [
             Score.from_patches(
                 tuple(islice(values, len(item.patches))),
@@ -314,11 +320,6 @@ class Scorer:
             )
             for item in items
         ]
-
-    def _probabilities(self, patches: Tensor) -> list[float]:
-        from grmp_score.pipeline.inference import patch_probabilities
-
-        return patch_probabilities(self.model, patches, self.device)
 
     # ------------------------------------------------------------------ saving
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from .odd_pictures import deep, dng, encoded, oriented, png16, tiff, wide_gamut_profile
+from .odd_pictures import bomb, broken_exif, deep, dng, encoded, oriented, png16, tiff, wide_gamut_profile
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,7 @@ def make(folder: Path) -> list[OddFile]:
 
         add("camera.dng", dng(), "image")
         add("camera truncated.dng", dng()[:-5000], "error")
+    add("broken exif.jpg", broken_exif(image), "colour")
     add("png named.jpg", png, "colour", True)
     add("junk appended.jpg", jpeg + b"junk" * 500, "colour")
     add("one pixel.png", encoded(image.resize((1, 1)), "PNG"), "image")
@@ -180,7 +181,8 @@ def make(folder: Path) -> list[OddFile]:
     add("pdf.tif", b"%PDF-1.7\n" + bytes(100), "error")
     add("video.heic", b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(200), "error")
     add("garbage.cr2", np.random.default_rng(0).bytes(3000), "error")
-    add("bomb.png", _bomb(), "error")
+    add("bomb.png", bomb(), "error")
+    add("directory beyond the end.tif", b"II*\0" + (5000).to_bytes(4, "little") + bytes(100), "error")
     damaged = bytearray(png)
     damaged[len(png) // 2] ^= 0xFF
     add("damaged.png", bytes(damaged), "error")
@@ -227,23 +229,6 @@ def _heic(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     pillow_heif.from_pillow(image).save(buffer, quality=95)
     return buffer.getvalue()
-
-
-def _bomb() -> bytes:
-    """A PNG file of few bytes that states ten thousand megapixels."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(bytes(1000)))
-        + chunk(b"IEND", b"")
-    )
 
 
 def _main(arguments: list[str]) -> Any:

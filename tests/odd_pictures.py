@@ -1,4 +1,4 @@
-"""Files of kinds that Pillow does not write: deep PNG and TIFF, camera RAW; written here byte by byte."""
+"""What tests of reading share: `pixels`, `refused`, and files of kinds that Pillow does not write."""
 
 from __future__ import annotations
 
@@ -8,9 +8,28 @@ import zlib
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image, ImageCms
 
+from grmp_score.errors import ImageReadError
+from grmp_score.images import read_image
+
 _TYPES = {"B": 1, "s": 2, "H": 3, "I": 4}
+
+
+def pixels(source: Any, **options: Any) -> np.ndarray:
+    """What is read, [H, W, 3], as whole numbers that can be subtracted."""
+    image = read_image(source, **options)
+    array = np.asarray(image)
+    assert image.mode == "RGB" and array.dtype == np.uint8 and array.shape == (image.height, image.width, 3)
+    return array.astype(int)
+
+
+def refused(source: Any, **options: Any) -> ImageReadError:
+    """The error that a source gives."""
+    with pytest.raises(ImageReadError) as caught:
+        read_image(source, **options)
+    return caught.value
 
 
 def encoded(image: Image.Image, fmt: str, **options: Any) -> bytes:
@@ -37,23 +56,43 @@ def oriented(image: Image.Image, orientation: int, fmt: str = "JPEG", **options:
     return encoded(stored, fmt, exif=exif, **options)
 
 
+def broken_exif(image: Image.Image) -> bytes:
+    """A JPEG file whose EXIF directory points beyond its end, about which Pillow warns."""
+    tags = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHII", 0x0112, 3, 1000, 5000) * 2
+    return encoded(image, "JPEG", quality=97, subsampling=0, exif=tags)
+
+
 def deep(image: Image.Image) -> np.ndarray:
     """16-bit values of an 8-bit picture, with the low byte used."""
     return np.asarray(image).astype(np.uint16) * 257
 
 
-def png16(values: np.ndarray) -> bytes:
-    """A 16-bit PNG file of [H, W] or [H, W, C] uint16, C = 2, 3, 4."""
-    height, width = values.shape[:2]
-    kind = {1: 0, 2: 4, 3: 2, 4: 6}[1 if values.ndim == 2 else values.shape[2]]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+def float_of(image: Image.Image, dtype: str) -> np.ndarray:
+    """An 8-bit picture in 0..1."""
+    return (np.asarray(image) / 255).astype(dtype)
+
+
+def png(width: int, height: int, depth: int, colour_type: int, rows: bytes) -> bytes:
+    """A PNG file with this header and these rows, whether they fit together or not."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     body = b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
     )
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def png16(values: np.ndarray) -> bytes:
+    """A 16-bit PNG file of [H, W] or [H, W, C] uint16, C = 2, 3, 4."""
+    height, width = values.shape[:2]
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[1 if values.ndim == 2 else values.shape[2]]
+    return png(width, height, 16, colour_type, b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))
+
+
+def bomb() -> bytes:
+    """A PNG file of few bytes that states ten thousand megapixels."""
+    return png(100_000, 100_000, 8, 2, bytes(1000))
 
 
 def tiff(

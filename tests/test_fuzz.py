@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from grmp_score.errors import ImageReadError
-from grmp_score.images.read import read_image
+from grmp_score.images import read_image
 
 from .fuzzing import FORMATS, damaged, originals
 

@@ -1,12 +1,14 @@
-"""Reading pictures: every mode as people see it, every failure an `ImageReadError`."""
+"""Reading pictures: every kind of source gives the same picture, every failure is an `ImageReadError`."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
-import struct
-import zlib
+import sys
+import threading
+import warnings
+import zipfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -14,265 +16,249 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
-from grmp_score.errors import ImageReadError, ImageTooLargeError
-from grmp_score.images.read import read_image
+from grmp_score.errors import ConfigError, ImageReadError, ImageTooLargeError, MissingExtraError
+from grmp_score.images import image_bytes, parse_colour, read_image
+from grmp_score.images.decoder_settings import decoder_settings
 
-from .conftest import Photo, make_photo
+from .conftest import make_photo
+from .odd_pictures import bomb, broken_exif, deep, encoded, float_of, oriented, pixels, refused
 
-
-def encoded(image: Image.Image, fmt: str, **options: Any) -> bytes:
-    """The bytes of an image file."""
-    buffer = io.BytesIO()
-    image.save(buffer, fmt, **options)
-    return buffer.getvalue()
-
-
-def pixels(source: Any) -> np.ndarray:
-    """What `read_image` makes of a source, after the properties every result has."""
-    image = read_image(source)
-    assert image.mode == "RGB"
-    array = np.asarray(image)
-    assert array.dtype == np.uint8 and array.shape == (image.height, image.width, 3)
-    return array
+PHOTO = make_photo(60, 40)
+RGB = np.asarray(PHOTO).astype(int)
+GREY = np.asarray(PHOTO.convert("L"))
 
 
-def grey(value: int, size: tuple[int, int] = (3, 2)) -> np.ndarray:
-    """A uniform grey picture [H, W, 3]."""
-    return np.full((size[1], size[0], 3), value, dtype=np.uint8)
+# ------------------------------------------------------------------------ sources
 
 
-# --------------------------------------------------------------------- orientation
-
-#: What a viewer does for each value of the EXIF tag, on arrays [H, W, 3].
-UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a, 1),
-}
-
-
-@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(photo: Photo, orientation: int, fmt: str) -> None:
-    """All eight orientations are shown upright."""
-    image = photo(24, 16)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encoded(image, fmt, exif=exif, **({"lossless": True} if fmt == "WEBP" else {}))
-    as_stored = np.asarray(image)
-    if fmt == "JPEG":
-        with Image.open(io.BytesIO(data)) as stored:
-            as_stored = np.asarray(stored)
-    assert np.array_equal(pixels(data), UPRIGHT[orientation](as_stored))
-
-
-@pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_orientation_that_does_not_exist(photo: Photo, orientation: int) -> None:
-    """A nonsensical orientation leaves the picture as it is."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image = photo(24, 16)
-    assert np.array_equal(pixels(encoded(image, "PNG", exif=exif)), np.asarray(image))
-
-
-def test_nonsense_in_place_of_exif(photo: Photo) -> None:
-    """A camera's broken EXIF block does not make its picture unreadable."""
-    assert pixels(encoded(photo(24, 16), "JPEG", exif=b"Exif\0\0nonsense")).shape == (16, 24, 3)
-
-
-# -------------------------------------------------------------------- transparency
-
-
-@pytest.mark.parametrize("fmt", ["PNG", "WEBP", "TIFF"])
-def test_transparency_lies_over_white(fmt: str) -> None:
-    """Alpha mixes with white: clear is white, opaque the colour, half the mean."""
-    image = Image.new("RGBA", (3, 1))
-    image.putdata([(200, 100, 0, 0), (200, 100, 0, 255), (200, 100, 0, 128)])
-    array = pixels(encoded(image, fmt, **({"lossless": True, "exact": True} if fmt == "WEBP" else {})))
-    np.testing.assert_allclose(array[0], [(255, 255, 255), (200, 100, 0), (227, 177, 127)], atol=1)
-
-
-@pytest.mark.parametrize("mode", ["LA", "PA", "RGBa", "La"])
-def test_other_modes_with_alpha_lie_over_white(mode: str) -> None:
-    """Grey, palette and premultiplied alpha are mixed with white as well."""
-    rgba = Image.new("RGBA", (3, 2), (100, 100, 100, 128))
-    image = rgba.convert("LA").convert("La") if mode == "La" else rgba.convert(mode)
-    np.testing.assert_allclose(pixels(image), grey(177), atol=3)
-
-
-def test_grey_png_with_alpha() -> None:
-    """A grey PNG file with alpha is mixed with white."""
-    np.testing.assert_allclose(pixels(encoded(Image.new("LA", (3, 2), (0, 64)), "PNG")), grey(191), atol=1)
-
-
-@pytest.mark.parametrize("fmt", ["PNG", "GIF"])
-def test_transparent_palette_entry_is_white(fmt: str) -> None:
-    """A palette image's transparent colour becomes white, its other colours stay."""
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 200, 100, 50])
-    image.putdata([0, 1])
-    assert pixels(encoded(image, fmt, transparency=0))[0].tolist() == [[255, 255, 255], [200, 100, 50]]
-
-
-def test_palette_with_many_transparencies() -> None:
-    """A palette with an alpha for every entry is mixed by each entry's own."""
-    image = Image.new("P", (2, 1))
-    image.putpalette([0, 0, 0, 200, 100, 50])
-    image.putdata([0, 1])
-    array = pixels(encoded(image, "PNG", transparency=bytes([128, 255])))
-    np.testing.assert_allclose(array[0], [(127, 127, 127), (200, 100, 50)], atol=1)
-
-
-@pytest.mark.parametrize(("mode", "key"), [("RGB", (10, 20, 30)), ("L", 10)])
-def test_transparent_colour_key(mode: str, key: Any) -> None:
-    """The one transparent colour of an opaque PNG becomes white."""
-    array = pixels(encoded(Image.new(mode, (3, 2), key), "PNG", transparency=key))
-    assert np.array_equal(array, grey(255))
-
-
-# --------------------------------------------------------------------------- modes
-
-
-@pytest.mark.parametrize("fmt", ["JPEG", "TIFF"])
-def test_cmyk(fmt: str) -> None:
-    """Print colours become RGB: no ink is white, full black is black."""
-    for ink, value in (((0, 0, 0, 0), 255), ((0, 0, 0, 255), 0)):
-        np.testing.assert_allclose(pixels(encoded(Image.new("CMYK", (3, 2), ink), fmt)), grey(value), atol=2)
-
-
-def test_one_bit() -> None:
-    """Black and white stay black and white."""
-    image = Image.new("1", (2, 1))
-    image.putdata([0, 255])
-    assert pixels(encoded(image, "PNG"))[0].tolist() == [[0] * 3, [255] * 3]
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBX", "YCbCr", "HSV", "LAB"])
-def test_other_modes(mode: str) -> None:
-    """A mid grey stays one in every mode."""
-    rgb = Image.new("RGB", (3, 2), (128, 128, 128))
-    if mode == "LAB":
-        image = Image.new("LAB", (3, 2), (137, 128, 128))
-    else:
-        image = rgb.quantize(4) if mode == "P" else rgb.convert(mode)
-    np.testing.assert_allclose(pixels(image), grey(128), atol=4)
-
-
-def png16(values: np.ndarray) -> bytes:
-    """A 16-bit grey PNG file, written by hand."""
-    height, width = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
-    body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in [*chunks, (b"IEND", b"")]
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-DEEP = np.array([[0, 257, 32768, 65535], [128 * 257, 1000, 60000, 300]], dtype=np.uint16)
-SHALLOW = np.round(DEEP / 257.0).astype(np.uint8)
-
-
-def test_16_bit_grey_png() -> None:
-    """16-bit grey is scaled by its true range; Pillow alone would clip nearly all of it to white."""
-    assert np.array_equal(pixels(png16(DEEP))[..., 0], SHALLOW)
-
-
-@pytest.mark.parametrize("order", ["<u2", ">u2"])
-def test_16_bit_grey_tiff(order: str) -> None:
-    """16-bit TIFF in either byte order is scaled the same."""
-    image = Image.fromarray(DEEP.astype(order))
-    assert np.array_equal(pixels(encoded(image, "TIFF"))[..., 0], SHALLOW)
-
-
-@pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_16_bit_with_orientation(orientation: int) -> None:
-    """Deep images are turned upright too."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encoded(Image.fromarray(DEEP), "TIFF", exif=exif)
-    assert np.array_equal(pixels(data), UPRIGHT[orientation](np.repeat(SHALLOW[..., None], 3, axis=2)))
-
-
-def test_32_bit_integers() -> None:
-    """32-bit integers up to 65535 are a 16-bit picture in a wide type, beyond it they have the type's range."""
-    narrow = Image.fromarray(np.array([[-5, 0, 32768, 65535]], dtype=np.int32))
-    assert pixels(encoded(narrow, "TIFF"))[0, :, 0].tolist() == [0, 0, 128, 255]
-    assert pixels(narrow)[0, :, 0].tolist() == [0, 0, 128, 255]
-    wide = Image.fromarray(np.array([[-5, 0, 2**30, 2**31 - 1]], dtype=np.int32))
-    assert pixels(encoded(wide, "TIFF"))[0, :, 0].tolist() == [0, 0, 128, 255]
-
-
-def test_float_tiff() -> None:
-    """Floats are taken as 0..1; infinities and NaN do not spread."""
-    values = np.array([[0.0, 0.5, 1.0, -3.0, 7.0, np.nan, np.inf, -np.inf]], dtype=np.float32)
-    array = pixels(encoded(Image.fromarray(values), "TIFF"))
-    assert array[0, :, 0].tolist() == [0, 128, 255, 0, 255, 0, 255, 0]
-
-
-@pytest.mark.parametrize("fmt", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_first_frame_of_an_animation(fmt: str) -> None:
-    """Of several frames the first is read."""
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
-    options = {"lossless": True} if fmt == "WEBP" else {}
-    data = encoded(frames[0], fmt, save_all=True, append_images=frames[1:], **options)
-    assert pixels(data)[4, 4].tolist() == [255, 0, 0]
-
-
-# -------------------------------------------------------------------------- inputs
-
-
-def test_all_kinds_of_sources_agree(photo: Photo, tmp_path: Path) -> None:
+def test_all_kinds_of_sources_agree(tmp_path: Path) -> None:
     """A path, its text, its bytes, an open file, a PIL image and an array are the same picture."""
-    image = photo()
     path = tmp_path / "ünï côdé.png"
-    image.save(path)
+    PHOTO.save(path)
     data = path.read_bytes()
     with path.open("rb") as file, Image.open(path) as opened:
-        sources = [path, str(path), data, bytearray(data), io.BytesIO(data), file, opened, image, np.asarray(image)]
+        sources = [path, str(path), data, bytearray(data), io.BytesIO(data), file, opened, PHOTO, np.asarray(PHOTO)]
         for source in sources:
-            assert np.array_equal(pixels(source), np.asarray(image))
+            assert np.array_equal(pixels(source), RGB)
 
 
-def test_grey_arrays_and_views() -> None:
-    """A grey array becomes RGB; arrays need not be contiguous."""
-    array = np.arange(24, dtype=np.uint8).reshape(4, 6)
-    assert np.array_equal(pixels(array), np.repeat(array[..., None], 3, axis=2))
-    colour = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
-    assert np.array_equal(pixels(colour[::-1, ::2, ::-1]), colour[::-1, ::2, ::-1])
-
-
-def test_sources_are_left_as_they_are(photo: Photo) -> None:
+def test_sources_are_left_as_they_are() -> None:
     """Neither a PIL image nor an open file is changed or closed."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    file = io.BytesIO(encoded(photo(24, 16), "PNG", exif=exif))
+    file = io.BytesIO(oriented(PHOTO, 6, "PNG"))
     read_image(file)
     assert not file.closed
     file.seek(0)
     with Image.open(file) as image:
-        assert read_image(image).size == (16, 24)
-        assert image.size == (24, 16) and image.getexif()[0x0112] == 6
+        assert read_image(image).size == (60, 40)
+        assert image.size == (40, 60) and image.getexif()[0x0112] == 6
+
+
+@pytest.mark.parametrize("image", [PHOTO, PHOTO.convert("RGBA"), PHOTO.convert("L")], ids=lambda i: i.mode)
+def test_the_result_is_a_picture_of_its_own(image: Image.Image) -> None:
+    """Drawing into what was read does not change the image that it was read from."""
+    before = image.tobytes()
+    read_image(image).paste((1, 2, 3), (0, 0, 60, 40))
+    assert image.tobytes() == before
+
+
+class Pipe(io.BytesIO):
+    """A stream that cannot go back."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("kind", [io.BytesIO, Pipe])
+def test_an_open_file_is_read_from_where_it_stands(kind: type[io.BytesIO]) -> None:
+    """What lies before the position does not count, also where it is a picture itself."""
+    before = encoded(Image.new("RGB", (9, 9)), "PNG")
+    file = kind(before + encoded(PHOTO, "PNG"))
+    file.read(len(before))
+    assert np.array_equal(pixels(file), RGB)
+
+
+def test_an_open_file_that_was_read_before() -> None:
+    """A file object at its end is told apart from an empty file."""
+    file = io.BytesIO(encoded(PHOTO, "PNG"))
+    image_bytes(file)
+    for read in (read_image, image_bytes):
+        with pytest.raises(ImageReadError, match=r"at its end.*seek\(0\)"):
+            read(file)
+
+
+def test_image_bytes(tmp_path: Path) -> None:
+    """The bytes of a file, whatever it is named by; errors are those of reading."""
+    data = encoded(PHOTO, "PNG")
+    path = tmp_path / "x.png"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        assert [image_bytes(s) for s in (path, str(path), data, file)] == [data] * 4
+    (tmp_path / "empty").touch()
+    for source, reason in ((tmp_path / "empty", "empty"), (tmp_path, "folder"), ("missing.png", "no such file")):
+        with pytest.raises(ImageReadError, match=reason) as caught:
+            image_bytes(source)
+        assert caught.value.path == str(source)
+
+
+def test_addresses(tmp_path: Path) -> None:
+    """Pictures in memory, on disk and in an archive are read by their addresses."""
+    fsspec = pytest.importorskip("fsspec")
+    data = encoded(PHOTO, "PNG")
+    path = tmp_path / "x.png"
+    path.write_bytes(data)
+    with fsspec.open("memory://grmp/x.png", "wb") as file:
+        file.write(data)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("below/x.png", data)
+    for address in ("memory://grmp/x.png", path.as_uri(), f"zip://below/x.png::file://{tmp_path}/a.zip"):
+        assert np.array_equal(pixels(address), RGB)
+        assert image_bytes(address) == data
+    for address in ("memory://grmp/none.png", f"zip://none.png::file://{tmp_path}/a.zip", "nosuch://x/y.png"):
+        assert refused(address).path == address
+
+
+def test_addresses_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without fsspec an address says what to install."""
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    error = refused("s3://bucket/x.png")
+    assert error.path == "s3://bucket/x.png" and "fsspec" in error.reason
+    assert isinstance(error.__cause__, MissingExtraError) and "grmp_score[remote]" in error.reason
+
+
+@pytest.mark.parametrize("source", [None, 3, 4.5, ["x.png"], object(), io.StringIO("text")])
+def test_things_that_are_no_source(source: Any) -> None:
+    """Anything else is an `ImageReadError` too, so that one slip does not end a long run."""
+    assert refused(source).path is None
+
+
+# --------------------------------------------------------------- arrays and tensors
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.asarray(PHOTO),
+        deep(PHOTO),
+        deep(PHOTO).astype(">u2"),
+        *(float_of(PHOTO, t) for t in ("f2", "f4", "f8")),
+        np.dstack([np.asarray(PHOTO), np.full((40, 60), 255, np.uint8)]),
+        np.asarray(PHOTO)[::-1][::-1],
+    ],
+    ids=lambda a: f"{a.dtype}{a.shape}",
+)
+def test_arrays(array: np.ndarray) -> None:
+    """Arrays of every documented type are the same picture."""
+    assert np.abs(pixels(array) - RGB).max() <= (1 if array.dtype.itemsize == 2 else 0)
+
+
+def test_views() -> None:
+    """Arrays need not be contiguous."""
+    array = np.asarray(PHOTO)
+    assert np.array_equal(pixels(array[::-1, ::2, ::-1]), RGB[::-1, ::2, ::-1])
+
+
+def test_grey_and_bool_arrays() -> None:
+    """Grey arrays with and without a channel, and black-and-white ones, become RGB."""
+    for array in (GREY, GREY[..., None], GREY / 255, deep(PHOTO.convert("L"))):
+        assert np.array_equal(pixels(array), np.repeat(GREY[..., None], 3, axis=2))
+    assert pixels(np.array([[True, False]])).tolist() == [[[255] * 3, [0] * 3]]
+
+
+def test_alpha_of_an_array() -> None:
+    """The fourth channel is laid over the background."""
+    array = np.zeros((2, 2, 4))
+    assert pixels(array, background="#0a0b0c")[0, 0].tolist() == [10, 11, 12]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
+def test_tensors(dtype: torch.dtype) -> None:
+    """Tensors with the channels first are the same picture, alone or as a batch of one."""
+    array = np.asarray(PHOTO).transpose(2, 0, 1)
+    if dtype == torch.uint8:
+        tensor = torch.from_numpy(array.copy())
+    elif dtype == torch.uint16:
+        tensor = torch.from_numpy(array.astype(np.uint16) * 257)
+    else:
+        tensor = torch.from_numpy(array / 255).to(dtype).requires_grad_()
+    for same in (tensor, tensor[None], tensor.permute(1, 2, 0).contiguous().permute(2, 0, 1)):
+        assert np.abs(pixels(same) - RGB).max() <= (1 if dtype in (torch.bfloat16, torch.float16) else 0)
+    assert np.array_equal(pixels(tensor[:1]), pixels(tensor[0]))
+
+
+def test_bool_tensor() -> None:
+    """Black-and-white tensors are read."""
+    assert pixels(torch.tensor([[True, False]])).tolist() == [[[255] * 3, [0] * 3]]
+
+
+def test_small_overshoot_is_rounding() -> None:
+    """A resampled picture may leave 0..1 by a thousandth."""
+    assert pixels(np.array([[-0.0005, 1.0005]]))[0, :, 0].tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason", "hint"),
+    [
+        (np.zeros((3, 40, 60)), r"\[3, 40, 60\]", "transpose"),
+        (np.zeros((3, 9, 9), np.uint8), r"expected an array.*\[3, 9, 9\]", "transpose"),
+        (np.zeros((4, 4, 2)), r"\[4, 4, 2\]", None),
+        (np.zeros((4, 4, 5), np.uint8), "C = 1, 3", None),
+        (np.zeros((1, 4, 4, 3), np.uint8), r"\[1, 4, 4, 3\]", None),
+        (np.zeros(4, np.uint8), r"\[4\]", None),
+        (np.zeros((4, 4, 3), np.int64), "got int64", "uint8"),
+        (np.zeros((4, 4), np.complex64), "got complex64", None),
+        (np.full((4, 4), np.nan), "NaN", None),
+        (np.array([[0, np.inf]]), "NaN or infinite", None),
+        (np.full((4, 4, 3), 255.0), r"255\.\.255", "Divide"),
+        (np.full((4, 4, 3), -0.5), "-0.5", "normalisation"),
+        (np.zeros((0, 4, 3)), "no pixels", None),
+        (np.zeros((4, 0), np.uint8), "no pixels", None),
+        (torch.zeros(40, 60, 3), "expected a tensor", "permute"),
+        (torch.zeros(2, 3, 4, 4), "batch", "one by one"),
+        (torch.zeros(2, 4, 4), r"\[2, 4, 4\]", None),
+        (torch.zeros(1, 5, 4, 4), r"\[1, 5, 4, 4\]", None),
+        (torch.zeros(3), r"\[3\]", None),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), "expected a tensor", "uint8"),
+        (torch.full((3, 4, 4), 2.5), r"2\.5\.\.2\.5", "Divide"),
+        (torch.zeros(3, 4, 4, dtype=torch.complex64), "complex64", None),
+    ],
+)
+def test_arrays_and_tensors_that_are_refused(source: Any, reason: str, hint: str | None) -> None:
+    """Another shape, type or range is named next to what was expected, with the remedy where there is one."""
+    with pytest.raises(ImageReadError, match=reason) as caught:
+        read_image(source)
+    assert hint is None or hint in str(caught.value.hint)
+
+
+# ---------------------------------------------------------------------- background
+
+
+@pytest.mark.parametrize(
+    ("background", "value"),
+    [("white", (255, 255, 255)), ("#102030", (16, 32, 48)), ("#123", (17, 34, 51)), ((1, 2, 3), (1, 2, 3))],
+)
+def test_stated_background(background: Any, value: tuple[int, int, int]) -> None:
+    """Clear pixels show the background, however it is stated."""
+    data = encoded(Image.new("RGBA", (3, 2), (9, 9, 9, 0)), "PNG")
+    assert pixels(data, background=background)[1, 2].tolist() == list(value)
+    assert parse_colour(background) == value == parse_colour(value)
+
+
+@pytest.mark.parametrize("background", ["whitish", "#12", (1, 2), (1, 2, 300), None, "#11223344", ("a", "b", "c")])
+def test_background_that_is_no_colour(background: Any) -> None:
+    """A background that is no colour is a wrong setting, not a broken image."""
+    for use in (lambda: parse_colour(background), lambda: read_image(PHOTO, background=background)):
+        with pytest.raises(ConfigError, match="unknown colour"):
+            use()
 
 
 # -------------------------------------------------------------------------- errors
-
-
-def refused(source: Any) -> ImageReadError:
-    """The error that a source gives."""
-    with pytest.raises(ImageReadError) as caught:
-        read_image(source)
-    return caught.value
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -304,35 +290,23 @@ def test_fifo(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind root")
-def test_no_permission(photo: Photo, tmp_path: Path) -> None:
+def test_no_permission(tmp_path: Path) -> None:
     """A file that may not be read is said to be so."""
     path = tmp_path / "x.png"
-    photo().save(path)
+    PHOTO.save(path)
     path.chmod(0)
     error = refused(path)
     assert error.path == str(path) and "permission" in error.reason
 
 
-@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
-def test_truncated_file(photo: Photo, tmp_path: Path, fmt: str) -> None:
-    """Half a file is an error and not half a picture."""
-    data = encoded(photo(120, 90), fmt)
-    path = tmp_path / f"x.{fmt.lower()}"
-    path.write_bytes(data[: len(data) // 2])
-    error = refused(path)
-    assert error.path == str(path) and error.reason
+def test_an_image_without_pixels() -> None:
+    """A picture of no width is refused."""
+    assert refused(Image.new("RGB", (0, 5))).reason == "the image has no pixels: 0x5"
 
 
-@pytest.mark.parametrize(
-    "content", [b"just text\n" * 50, bytes(500), np.random.default_rng(0).bytes(2000), b"%PDF-1.7\n", b"<svg/>"]
-)
-def test_no_image_at_all(tmp_path: Path, content: bytes) -> None:
-    """Text and random bytes under an image's name are told to be no image."""
-    path = tmp_path / "x.jpg"
-    path.write_bytes(content)
-    error = refused(path)
-    assert error.path == str(path) and "not an image" in error.reason
-    assert refused(content).path is None
+def test_a_name_with_a_null_character() -> None:
+    """A path that no file can have is an error like any other."""
+    assert refused("a\0b.png").path == "a\0b.png"
 
 
 def test_errors_from_open_files_name_them(tmp_path: Path) -> None:
@@ -345,41 +319,32 @@ def test_errors_from_open_files_name_them(tmp_path: Path) -> None:
     assert refused(b"").path is None
 
 
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros((4, 4, 3), dtype=np.int64),
-        np.zeros((4, 4, 3), dtype=np.complex64),
-        np.zeros((4, 4, 2), dtype=np.uint8),
-        np.zeros((4, 4, 5), dtype=np.uint8),
-        np.zeros((3, 9, 9), dtype=np.uint8),
-        np.zeros((1, 4, 4, 3), dtype=np.uint8),
-        np.zeros(4, dtype=np.uint8),
-        np.zeros((0, 4, 3), dtype=np.uint8),
-        np.zeros((4, 0), dtype=np.uint8),
-    ],
-    ids=lambda a: f"{a.dtype}{a.shape}",
-)
-def test_arrays_that_are_no_picture(array: np.ndarray) -> None:
-    """Arrays of another type or layout are refused with what was expected."""
-    assert "array" in refused(array).reason
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_truncated_file(tmp_path: Path, fmt: str) -> None:
+    """Half a file is an error and not half a picture."""
+    data = encoded(make_photo(120, 90), fmt)
+    path = tmp_path / f"x.{fmt.lower()}"
+    path.write_bytes(data[: len(data) // 2])
+    error = refused(path)
+    assert error.path == str(path) and error.reason
 
 
-@pytest.mark.parametrize("source", [None, 3, 4.5, ["x.png"], object()])
-def test_things_that_are_no_source(source: object) -> None:
-    """Anything else is an `ImageReadError` too, so that one slip does not end a long run."""
-    assert refused(source).path is None
+@pytest.mark.parametrize("read", [read_image, lambda data: read_image(Image.open(io.BytesIO(data)))])
+def test_not_enough_memory(read: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that does not fit is an error of this picture, and others can still be read."""
+
+    def load(self: ImageFile.ImageFile) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    with pytest.raises(ImageReadError, match="not enough memory"):
+        read(encoded(PHOTO, "PNG"))
 
 
-def test_a_name_with_a_null_character() -> None:
-    """A path that no file can have is an error like any other."""
-    assert refused("a\0b.png").path == "a\0b.png"
-
-
-def test_decompression_bomb(photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture above the limit is refused before its pixels are unpacked; Pillow's own limit is left alone."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    data = encoded(photo(80, 60), "PNG")
+    data = encoded(make_photo(80, 60), "PNG")
     assert read_image(data).size == (80, 60)
     assert read_image(data, max_pixels=4800).size == (80, 60)
     with pytest.raises(ImageTooLargeError, match=r"megapixels, more than the limit .*max_pixels") as caught:
@@ -390,19 +355,17 @@ def test_decompression_bomb(photo: Photo, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_bomb_of_few_bytes() -> None:
     """A file of few bytes that states a hundred thousand pixels in each direction is refused by default."""
-    chunk = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-    head = struct.pack(">I", 13) + b"IHDR" + chunk + struct.pack(">I", zlib.crc32(b"IHDR" + chunk))
     with pytest.raises(ImageTooLargeError, match=r"10,000\.0 megapixels"):
-        read_image(b"\x89PNG\r\n\x1a\n" + head + png16(DEEP)[33:])
+        read_image(bomb())
+
+
+# ----------------------------------------------------------- any damage, by hypothesis
 
 
 @lru_cache(maxsize=1)
 def samples() -> dict[str, bytes]:
-    """Small files of the formats that people have, one with EXIF."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image = make_photo(40, 30)
-    return {fmt: encoded(image, fmt, exif=exif) for fmt in ("PNG", "JPEG", "WEBP")}
+    """Small files of the formats that people have, with EXIF."""
+    return {fmt: oriented(make_photo(40, 30), 6, fmt) for fmt in ("PNG", "JPEG", "WEBP")}
 
 
 def survives(data: bytes) -> None:
@@ -437,6 +400,41 @@ def test_any_prefix(fmt: str, fraction: float) -> None:
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\x24\0\0\0WEBPVP8 "]),
     st.binary(max_size=200),
 )
-def test_any_bytes(head: bytes, tail: bytes) -> None:
+def test_any_bytes(header: bytes, rest: bytes) -> None:
     """Any bytes, also behind a true signature, are an image or an `ImageReadError`."""
-    survives(head + tail)
+    survives(header + rest)
+
+
+# -------------------------------------------------------------- the caller's process
+
+
+def test_warnings_do_not_leak() -> None:
+    """Pillow's warnings stay inside, also from several threads, and the process's filters are as before."""
+    data = broken_exif(PHOTO)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with Image.open(io.BytesIO(data)) as image:
+            image.getexif()
+        assert seen, "Pillow should warn about this file"
+        seen.clear()
+        before = list(warnings.filters)
+        threads = [threading.Thread(target=lambda: [read_image(data) for _ in range(20)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not seen and list(warnings.filters) == before
+    with pytest.raises(UserWarning, match="user"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(data)
+        warnings.warn("user", stacklevel=1)
+
+
+def test_truncated_files_stay_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another library's wish for half pictures does not reach us, and is left in place."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    data = encoded(make_photo(200, 200), "JPEG")
+    assert refused(data[: len(data) // 2]).reason == "the file is truncated (JPEG)"
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    with decoder_settings(), decoder_settings():
+        assert ImageFile.LOAD_TRUNCATED_IMAGES is False

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from grmp_score.model.patches import make_patches
 from grmp_score.model.quality_clip import p_high
 from grmp_score.pipeline.inference import on_all_cores
 from grmp_score.score import FailedScore, Score
-from grmp_score.scorer import Scorer
+from grmp_score.scorer import Scorer, ScorerOptions
 from grmp_score.weights.folder import Weights
 
 from .conftest import Photo, random_weights
@@ -88,6 +89,24 @@ def test_the_number_of_cores_changes_nothing(scorer: Scorer, images: list[Image.
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_thread_that_begins_meanwhile_may_use_all_cores() -> None:
+    """That the model computes each patch on one core is no other thread's concern."""
+    before, seen = torch.get_num_threads(), []
+
+    def compute(item: torch.Tensor) -> torch.Tensor:
+        other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        return item
+
+    try:
+        torch.set_num_threads(2)
+        on_all_cores(compute, torch.zeros(4, 1).split(1))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [2] * 4
 
 
 def test_a_failing_pass_leaves_the_number_of_threads() -> None:
@@ -152,6 +171,22 @@ def test_statistics(values: list[float]) -> None:
         assert score.standard_error is None
     assert score.patch_values == tuple(values)
     assert min(values) - 1e-15 <= score.value <= max(values) + 1e-15
+
+
+def test_an_image_no_larger_than_a_patch_has_no_standard_error(scorer: Scorer, photo: Photo) -> None:
+    """All its patches are the same, which says nothing about how sure the score is."""
+    score = scorer.score(photo(20, 20))
+    assert (score.std, score.standard_error) == (0.0, None) and len(score.patch_values) == 4
+    assert scorer.score(photo(33, 32, seed=1)).standard_error is not None
+
+
+def test_short_readable_representations(scorer: Scorer, photo: Photo, tmp_path: Path) -> None:
+    """A number with its spread, the words that are known, and the name."""
+    photo().save(tmp_path / "a.png")
+    score = scorer.score(tmp_path / "a.png")
+    assert repr(score) == f"Score({score.value:.3f} ± {score.standard_error:.3f}, {str(tmp_path / 'a.png')!r})"
+    assert repr(Score(0.5, verdict="good")) == "Score(0.500, good)"
+    assert repr(scorer) == "Scorer('tiny', 4 patches, device 'cpu')"
 
 
 # -------------------------------------------------------------------------- errors
@@ -228,6 +263,30 @@ def test_a_failing_source_is_not_swallowed(scorer: Scorer, photo: Photo) -> None
 
 
 # ------------------------------------------------------------------------ settings
+
+
+@pytest.mark.parametrize("background", ["nonsense", (1, 2), (0, 0, 256), "#12345"])
+def test_a_background_that_is_no_colour_is_refused_at_once(background: Any) -> None:
+    """Before any image is read."""
+    with pytest.raises(ConfigError, match="unknown colour"):
+        Scorer(background=background)
+
+
+def test_the_spelling_of_a_background_does_not_matter(tiny_weights: Weights) -> None:
+    """One colour has one key, and white the key that it has always had."""
+    keys = {Scorer(tiny_weights, background=b).settings_key for b in ("white", "#FFFFFF", "#fff", (255, 255, 255))}
+    assert len(keys) == 1 and Scorer(tiny_weights).background == "white"
+    assert Scorer(tiny_weights, background="black").background == "#000000"
+
+
+def test_options_together_and_single_ones(tiny_weights: Weights) -> None:
+    """Single ones win; one that does not exist is named."""
+    options = ScorerOptions(device="cpu", patches=3, workers=2)
+    scorer = Scorer(tiny_weights, options, patches=5)
+    assert scorer.options == dataclasses.replace(options, patches=5)
+    assert (scorer.preprocess.patches, scorer.workers) == (5, 2)
+    with pytest.raises(TypeError, match="patchs"):
+        Scorer(tiny_weights, patchs=5)
 
 
 def test_patches_override(tiny_weights: Weights, photo: Photo, tmp_path: Path) -> None:

@@ -567,6 +567,30 @@ def test_backbone_from_another_repository(
     assert refused().path == "lab/clip/other.safetensors"
 
 
+def test_a_cached_backbone_is_hashed_once(
+    hub: HubServer, tiny_weights: Weights, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass over the file serves the Hub's entity tag and the checksum in the configuration."""
+    hub.add_repo("lab/clip", {"clip.safetensors": (folder / BACKBONE).read_bytes()})
+    sha256 = sha256_of(folder / BACKBONE)
+    backbone = Backbone(
+        tiny_weights.config.backbone.model_cfg, "clip", "lab/clip", "clip.safetensors", sha256=sha256
+    )
+    config = dataclasses.replace(tiny_weights.config, backbone=backbone)
+    hub.add_repo(REPO, {CONFIG: config.to_json().encode(), ADAPTER: (folder / ADAPTER).read_bytes()})
+    load(REPO)
+    hashed: list[str] = []
+
+    def counting(path: str | Path) -> str:
+        hashed.append(Path(path).name)
+        return sha256_of(path)
+
+    monkeypatch.setattr("grmp_score.weights.hub.sha256_of", counting)
+    monkeypatch.setattr("grmp_score.weights.checksum.sha256_of", counting)
+    load(REPO)
+    assert hashed.count("clip.safetensors") == 1
+
+
 @pytest.mark.parametrize("card", [True, False])
 def test_push_and_fetch(hub: HubServer, tiny_weights: Weights, photo: Photo, card: bool) -> None:
     """What is pushed is fetched back with identical scores, with or without a model card."""

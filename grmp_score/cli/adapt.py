@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,7 +175,6 @@ def command(
     known = open_labels(labels, *columns)
     tested = None if test is None else open_labels(test, *columns)
     check_rows(known, tested, config.shots)
-    warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files are named at the end
     scorer = open_scorer(model, filename, revision, device=device)
     if config.train_visual_prompts and not scorer.config.prompts.n_visual:
         raise click.UsageError(f"--train-visual-prompts: {scorer.config.name} has no visual prompts")

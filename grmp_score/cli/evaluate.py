@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,6 @@ def command(
     labels = open_labels(**label_settings)
     if by is not None:
         labels.column(by)  # a misspelt name is better found before the scoring
-    warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files are named at the end
     scorer = open_scorer(model, filename, revision, device=device, patches=patches)
     from grmp_score.trainer.evaluation import evaluate
 

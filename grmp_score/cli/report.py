@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import datetime
@@ -97,7 +96,6 @@ def command(
     files = list({os.path.abspath(f) if "://" not in f else f: f for f in find_images(paths)}.values())
     if not files:
         raise click.UsageError(f"no images found in: {', '.join(paths)}")
-    warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files become errors of the page, not warnings
 
     from grmp_score.images.read import MAX_PIXELS
     from grmp_score.pipeline.cache import ScoreCache

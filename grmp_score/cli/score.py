@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -85,7 +84,6 @@ def command(
     """
     check_source(model, filename)
     settings = Settings.of(paths, output, options)
-    warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files become error rows, not warnings
     with contextlib.ExitStack() as stack:
         stream, earlier = None, Earlier()
         names = named_images(paths, settings.from_file)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
+import glob
 import os
-import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from pathlib import PurePath
 from typing import BinaryIO
 
 from grmp_score.images.formats import SUFFIXES
 from grmp_score.images.remote import expand_address, is_address
-
-_MAGIC = re.compile(r"[*?\[]")
 
 
 def find_images(paths: Iterable[str], *, patterns: bool = True) -> Iterator[str]:
@@ -22,7 +20,8 @@ def find_images(paths: Iterable[str], *, patterns: bool = True) -> Iterator[str]
       links to folders are not followed, so that a loop of links ends.  Every entry with an image's suffix is
       passed on, also a broken link or a pipe: what cannot be read becomes an error row of its own.
     * ``*``, ``?``, ``[...]`` and ``**`` (any depth) are patterns, as in a shell, unless a file of exactly that name
-      exists.  A folder that a pattern without ``**`` matches is expanded as if it were named.
+      exists.  A folder that a pattern without ``**`` matches is expanded as if it were named; ``**`` itself enters
+      neither hidden folders nor links to folders.
     * ``s3://``, ``https://``, ``zip://`` ... go through fsspec; folders and patterns in them are expanded too.
     * What does not exist, a folder that may not be listed, and a pattern that matches nothing are passed through.
 
@@ -40,12 +39,11 @@ def find_images(paths: Iterable[str], *, patterns: bool = True) -> Iterator[str]
         if is_address(path):
             yield from expand_address(path, SUFFIXES)
         elif os.path.isdir(path):
-            yield from _folder(path)
-        elif patterns and _MAGIC.search(path) and not os.path.lexists(path):
+            yield from _images_in(path)
+        elif patterns and glob.has_magic(path) and not os.path.lexists(path):
             matches = _matches(path)
-            first = next(matches, None)
-            for match in [path] if first is None else chain([first], matches):
-                yield from _folder(match) if os.path.isdir(match) else [match]
+            for match in chain([next(matches, path)], matches):
+                yield from _images_in(match) if os.path.isdir(match) else [match]
         else:
             yield path
 
@@ -82,79 +80,56 @@ def _decoded(name: bytes, end: bytes) -> Iterator[str]:
         yield name.decode("utf-8", "surrogateescape") if os.name == "nt" else os.fsdecode(name)
 
 
-def _folder(top: str) -> Iterator[str]:
-    waiting = [top]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            with os.scandir(folder) as listing:
-                entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: e.name)
-        except OSError:
-            yield folder  # reading it gives the reason
-            continue
-        below = []
-        for entry in entries:
-            if _is_folder(entry):
-                below.append(entry.path)
-            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not _links_to_folder(entry):
-                yield entry.path
-        waiting += reversed(below)
+def _images_in(top: str) -> Iterator[str]:
+    """The images in a folder and below."""
+    unreadable: list[str] = []
+    for folder, below, names in os.walk(top, onerror=lambda error: unreadable.append(error.filename or top)):
+        while unreadable:
+            yield unreadable.pop(0)  # trying to read it gives the reason
+        below[:] = _visible(below)
+        for name in _visible(names):
+            if os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield os.path.join(folder, name)
+    yield from unreadable
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir(follow_symlinks=False)
-    except OSError:
-        return False
-
-
-def _links_to_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_symlink() and entry.is_dir()
-    except OSError:  # a loop of links
-        return False
+def _visible(names: list[str]) -> list[str]:
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def _matches(pattern: str) -> Iterator[str]:
-    """What a pattern matches: component by component, sorted within each folder."""
-    drive, tail = os.path.splitdrive(pattern)
-    root = drive + (os.sep if tail.startswith(("/", os.sep)) else "")
-    yield from _expand(root, [part for part in re.split(r"[/\\]" if os.name == "nt" else "/", tail) if part])
-
-
-def _expand(base: str, parts: list[str]) -> Iterator[str]:
-    if not parts:
-        yield base
+    """What a pattern matches, sorted folder by folder; one with ``**`` matches files only."""
+    if "**" not in PurePath(pattern).parts:
+        yield from _expand(pattern)
         return
-    part, rest = parts[0], parts[1:]
-    literal = os.path.join(base, part)
-    if part == "**":
-        yield from _deep(base, rest)
-    elif not _MAGIC.search(part) or os.path.lexists(literal):
-        if rest or os.path.lexists(literal):
-            yield from _expand(literal, rest)
-    else:
-        matching = re.compile(fnmatch.translate(part)).match
-        for name in _names(base):
-            if matching(name) and (part.startswith(".") or not name.startswith(".")):
-                path = os.path.join(base, name)
-                if not rest or os.path.isdir(path):
-                    yield from _expand(path, rest)
+    if PurePath(pattern).name == "**":
+        pattern = os.path.join(pattern, "*")
+    yield from (match for match in _expand(pattern) if not os.path.isdir(match))
 
 
-def _deep(base: str, rest: list[str]) -> Iterator[str]:
-    """``**``: the rest of the pattern here and in every folder below; nothing but files is matched."""
-    for path in _expand(base, rest or ["*"]):
-        if not os.path.isdir(path):
-            yield path
-    for name in _names(base):
-        path = os.path.join(base, name)
-        if not name.startswith(".") and os.path.isdir(path) and not os.path.islink(path):
-            yield from _deep(path, rest)
+def _expand(pattern: str) -> Iterator[str]:
+    # `glob.glob` component by component: of a pattern for a million files only the names of one folder are held,
+    # and its own "**" would follow links to folders, round and round where they make a loop.
+    if not pattern or os.path.lexists(pattern):
+        yield pattern
+    elif glob.has_magic(pattern):
+        parent, name = os.path.split(pattern)
+        for folder in _expand(parent):
+            if name == "**":
+                yield from _folders(folder)
+            elif os.path.lexists(os.path.join(folder, name)):
+                yield os.path.join(folder, name)
+            else:
+                yield from (os.path.join(folder, match) for match in _glob(name, folder))
 
 
-def _names(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder or os.curdir))
-    except OSError:
-        return []
+def _folders(top: str) -> Iterator[str]:
+    """A folder and all below it, but for hidden ones and links."""
+    yield top
+    for path in (os.path.join(top, name) for name in _glob("*", top)):
+        if os.path.isdir(path) and not os.path.islink(path):
+            yield from _folders(path)
+
+
+def _glob(pattern: str, folder: str) -> list[str]:
+    return sorted(glob.glob(pattern, root_dir=folder or None))

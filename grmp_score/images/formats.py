@@ -18,13 +18,13 @@ SUFFIXES = RAW_SUFFIXES | {
 }
 
 #: How many of a file's first bytes the functions below look at.
-HEAD = 512
+HEADER_LENGTH = 512
 
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"}
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _RAW = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"\0MRM", b"FOVb", b"II\x1a\0\0\0HEAPCCDR")
 
-_OTHERS = (
+_NOT_READ = (
     (b"%PDF", "a PDF document"),
     (b"PK\x03\x04", "a ZIP archive or an office document"),
     (b"\x1aE\xdf\xa3", "a Matroska video"),
@@ -33,37 +33,38 @@ _OTHERS = (
 )
 
 
-def family(head: bytes, name: str | None = None) -> str:
-    """What reads a file: ``"raw"``, ``"heif"``, ``"avif"``, ``"tiff"`` or ``"other"`` (Pillow).
+def image_format(header: bytes, name: str | None = None) -> str:
+    """The format of a file: ``"raw"``, ``"heif"``, ``"avif"``, ``"tiff"`` or ``"other"``, which Pillow tells apart.
 
     Args:
-        head: the first `HEAD` bytes.
+        header: the first `HEADER_LENGTH` bytes.
         name: the file's name.  Most RAW formats are TIFF files whose first picture is a thumbnail, so that only
             the suffix tells them apart; in all other cases the content decides and not the name.
     """
-    suffix = os.path.splitext(name)[1].lower() if name else ""
-    if head[4:8] == b"ftyp":
-        brands = {head[8:12], *(head[at : at + 4] for at in range(16, min(len(head), head[3] or 16), 4))}
+    if header[4:8] == b"ftyp":  # of HEIF, AVIF, CR3 and videos: main brand, version, further brands
+        length = min(len(header), header[3] or 16)
+        brands = {header[8:12], *(header[at : at + 4] for at in range(16, length, 4))}
         if b"crx " in brands:
             return "raw"
         if brands & {b"avif", b"avis"}:
             return "avif"
-        if brands & _HEIF_BRANDS or head[8:12] in (b"mif1", b"msf1"):
+        if brands & _HEIF_BRANDS or header[8:12] in (b"mif1", b"msf1"):
             return "heif"
-    if head.startswith(_RAW) or (head.startswith(_TIFF) and head[8:10] == b"CR"):
+    if header.startswith(_RAW) or (header.startswith(_TIFF) and header[8:10] == b"CR"):
         return "raw"
-    if suffix in RAW_SUFFIXES and not head.startswith((b"\xff\xd8\xff", b"\x89PNG")):
+    suffix = os.path.splitext(name)[1].lower() if name else ""
+    if suffix in RAW_SUFFIXES and not header.startswith((b"\xff\xd8\xff", b"\x89PNG")):
         return "raw"
-    return "tiff" if head.startswith(_TIFF) else "other"
+    return "tiff" if header.startswith(_TIFF) else "other"
 
 
-def what_else(head: bytes) -> str | None:
+def describe_non_image(header: bytes) -> str | None:
     """What a file that is no picture is, in words, where its first bytes say so."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    text = header.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "an HTML page"
     if text.startswith((b"<svg", b"<?xml")) and (b"<svg" in text):
         return "an SVG drawing, which has no pixels"
-    if head[4:8] == b"ftyp" or head[8:12] == b"AVI ":
+    if header[4:8] == b"ftyp" or header[8:12] == b"AVI ":
         return "a video"
-    return next((words for start, words in _OTHERS if head.startswith(start)), None)
+    return next((words for start, words in _NOT_READ if header.startswith(start)), None)

@@ -1,6 +1,6 @@
 """Anything that holds a picture -> an upright 8-bit RGB `PIL.Image.Image`.
 
-The only file that catches decoders' errors.  What is done about each kind of picture:
+What is done about each kind of picture:
 
 * EXIF orientation is applied, so a portrait photo is scored as people see it.
 * An embedded ICC profile is applied (to sRGB, relative colorimetric with black-point compensation); a broken
@@ -30,11 +30,11 @@ from typing import IO, TYPE_CHECKING, Any, Union
 import numpy as np
 from PIL import Image
 
-from grmp_score.errors import ImageReadError, ImageTooLargeError, MissingExtraError
+from grmp_score.errors import ImageReadError, MissingExtraError
 from grmp_score.images.arrays import from_array, from_tensor, is_tensor
-from grmp_score.images.colour import Colour, parse_colour, to_rgb
+from grmp_score.images.colour import parse_colour, to_rgb
+from grmp_score.images.decoder_settings import decoder_settings
 from grmp_score.images.decoders import check_size, decode
-from grmp_score.images.pillow import decoding
 from grmp_score.images.remote import is_address, read_address
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def read_image(
     """
     colour = parse_colour(background)
     name = name or source_name(source)
-    with _as_read_error(name), decoding():
+    with _read_errors(name), decoder_settings():
         if isinstance(source, Image.Image):
             check_size(source.size, None)
             return to_rgb(source, colour)
@@ -92,7 +92,7 @@ def read_image(
         if is_tensor(source):
             return to_rgb(from_tensor(source), colour, owned=True)  # type: ignore[arg-type]
         with _opened(source) as file:
-            return _read(file, name, colour, max_pixels)
+            return to_rgb(decode(file, name, max_pixels), colour, owned=True)
 
 
 def image_bytes(source: str | os.PathLike[str] | bytes | IO[bytes]) -> bytes:
@@ -104,7 +104,7 @@ def image_bytes(source: str | os.PathLike[str] | bytes | IO[bytes]) -> bytes:
     Raises:
         ImageReadError: there is no such file, or it is empty or cannot be read.
     """
-    with _as_read_error(source_name(source)), _opened(source) as file:
+    with _read_errors(source_name(source)), _opened(source) as file:
         data = file.read()
         if not data:
             raise ImageReadError("the file is empty")
@@ -119,41 +119,23 @@ def source_name(source: object) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-def _read(file: IO[bytes], name: str | None, colour: Colour, max_pixels: int | None) -> Image.Image:
-    kind = None
-    try:
-        image = decode(file, name, max_pixels)
-        kind = image.format
-        return to_rgb(image, colour, owned=True)
-    except ImageReadError:
-        raise
-    except MemoryError as error:
-        raise ImageReadError("there is not enough memory to decode it") from error
-    except Exception as error:
-        # Decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error, ValueError,
-        # IndexError, zlib.error ...; to the caller they all mean the same.
-        text = " ".join(str(error).split()) or type(error).__name__
-        known = f" ({kind})" if kind else ""
-        if "truncated" in text.lower() or "end of file" in text.lower() or isinstance(error, EOFError):
-            raise ImageReadError(f"the file is truncated{known}") from error
-        raise ImageReadError(f"cannot decode it{known}: {text}") from error
-
-
 @contextlib.contextmanager
-def _as_read_error(name: str | None) -> Iterator[None]:
+def _read_errors(name: str | None) -> Iterator[None]:
     """Whatever goes wrong becomes an `ImageReadError` that names the source."""
     try:
         yield
-    except ImageTooLargeError as error:
-        raise ImageTooLargeError(error.pixels, error.limit, path=name) from error.__cause__
     except ImageReadError as error:
-        raise ImageReadError(error.reason, path=name, hint=error.hint) from error.__cause__
+        error.path = name
+        raise
     except MissingExtraError as error:
-        raise ImageReadError(error.reason, path=name, hint=error.hint) from error
+        # All in the reason, because lists of broken images show nothing else.
+        raise ImageReadError(f"{error.reason}. {error.hint}", path=name) from error
     except FileNotFoundError as error:
         raise ImageReadError("no such file", path=name) from error
     except PermissionError as error:
         raise ImageReadError("no permission to read it", path=name) from error
+    except MemoryError as error:
+        raise ImageReadError("there is not enough memory to decode it", path=name) from error
     except Exception as error:
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageReadError(f"cannot read it: {text}", path=name) from error
@@ -161,7 +143,7 @@ def _as_read_error(name: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _opened(source: object) -> Iterator[IO[bytes]]:
-    """A binary, seekable file with the encoded picture."""
+    """A binary, seekable file, at its beginning, with the encoded picture."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield io.BytesIO(source)
     elif is_address(source):
@@ -170,8 +152,7 @@ def _opened(source: object) -> Iterator[IO[bytes]]:
         with _open_file(os.fspath(source)) as file:
             yield file
     elif hasattr(source, "read"):
-        stream: Any = source
-        yield stream if getattr(stream, "seekable", bool)() else io.BytesIO(stream.read())
+        yield _from_position(source)
     else:
         raise ImageReadError(
             f"expected a path, bytes, binary file, PIL image, array or tensor, got {type(source).__name__}"
@@ -188,3 +169,15 @@ def _open_file(path: str) -> IO[bytes]:
         # A pipe or device could block for ever on open.
         raise ImageReadError("not a regular file")
     return open(path, "rb")
+
+
+def _from_position(file: Any) -> IO[bytes]:
+    """What a file object holds from where it stands, as a file of its own unless it stands at the beginning."""
+    # Decoders go back to the beginning of a file, whatever stands there.
+    seekable = getattr(file, "seekable", bool)()
+    if seekable and file.tell() == 0:
+        return file  # type: ignore[no-any-return]
+    data = file.read()
+    if seekable and not data:
+        raise ImageReadError("the file object stands at its end", hint="Go back to its beginning: file.seek(0)")
+    return io.BytesIO(data)

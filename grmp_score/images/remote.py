@@ -48,20 +48,20 @@ def expand_address(address: str, suffixes: frozenset[str]) -> Iterator[str]:
     """
     fsspec = _fsspec(address)
     head = address.split("::", 1)[0]
-    pattern = "*" if head.startswith("http") else "*?["
-    magic = any(letter in head for letter in pattern)
-    if not magic and os.path.splitext(head)[1].lower() in suffixes:
+    wildcards = "*" if head.startswith("http") else "*?["
+    is_pattern = any(letter in head for letter in wildcards)
+    if not is_pattern and os.path.splitext(head)[1].lower() in suffixes:
         yield address
         return
     try:
         system, path = fsspec.core.url_to_fs(address)
-        if magic:
+        if is_pattern:
             found = sorted(name for name in system.glob(path) if not _is_hidden(name) and not system.isdir(name))
-            yield from (_spelled(address, name) for name in found)
+            yield from (_address_like(address, name) for name in found)
             if not found:
                 yield address
         elif system.isdir(path):
-            yield from (_spelled(address, name) for name in _walk(system, path, suffixes))
+            yield from (_address_like(address, name) for name in _walk(system, path, suffixes))
         else:
             yield address
     except ImportError as error:
@@ -72,6 +72,7 @@ def expand_address(address: str, suffixes: frozenset[str]) -> Iterator[str]:
 
 
 def _walk(system: Any, folder: str, suffixes: frozenset[str]) -> Iterator[str]:
+    """The images in a folder of an fsspec file system, then those of the folders in it, by name."""
     folders = []
     for entry in sorted(system.ls(folder, detail=True), key=lambda e: str(e["name"])):
         name = str(entry["name"])
@@ -90,11 +91,11 @@ def _is_hidden(name: str) -> bool:
     return name.rstrip("/").rsplit("/", 1)[-1].startswith(".")
 
 
-def _spelled(address: str, name: str) -> str:
-    """A name as the file system gives it -> an address like the one it was found by."""
+def _address_like(address: str, name: str) -> str:
+    """A name as the file system gives it -> an address with the protocol and chain of the one it came from."""
     head, chain, rest = address.partition("::")
     if "://" not in head:  # a cache in front of the address: simplecache::s3://...
-        return f"{head}::{_spelled(rest, name)}"
+        return f"{head}::{_address_like(rest, name)}"
     if "://" in name:  # https lists whole addresses
         return name + chain + rest
     protocol = head.split("://", 1)[0]

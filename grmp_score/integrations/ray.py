@@ -247,7 +247,6 @@ class _Worker:
         import torch
 
         torch.set_num_threads(threads)
-        warnings.filterwarnings("ignore", module=r"PIL\..*")  # odd files become error values
         self._base = base
         self._scorer = Scorer(the_ray().get(weights), workers=threads, **options)
         _ = self._scorer.model  # made now, not with the first row

@@ -47,7 +47,7 @@ class ImageTower:
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Normalised patches [B, 3, S, S] -> L2-normalised features [B, D]."""
-        return self.head(self.trunk(patches))
+        return self.project(self.pool(self.trunk(patches)))
 
     def trunk(self, patches: Tensor) -> Tensor:
         """Normalised patches [B, 3, S, S] -> tokens [B, 1 + N, W] that enter the first block of the head."""
@@ -115,32 +115,26 @@ class ImageTower:
         rows = x.shape[1] if rows is None else rows
         if prompts is not None:
             x = torch.cat([x, prompts[i].expand(len(x), -1, -1)], dim=1)  # [B, 1 + N + n, W]
-        return run_block(self._blocks[i], x, rows)  # [B, rows, W]
+        # The block itself, as open_clip has it; its `nn.MultiheadAttention` computes the same slower on a CPU.
+        block = self._blocks[i]
+        attn, normed = block.attn, block.ln_1(x)
+        batch, length, width = normed.shape
+        weight, bias = attn.in_proj_weight, attn.in_proj_bias  # [3W, W], [3W]: query, key, value
+        if 2 * rows > length:
+            query, key, value = nn.functional.linear(normed, weight, bias).chunk(3, dim=-1)  # [B, T, W] each
+            query = query[:, :rows]
+        else:
+            query = nn.functional.linear(normed[:, :rows].contiguous(), weight[:width], bias[:width])
+            key, value = nn.functional.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
 
+        def by_head(t: Tensor) -> Tensor:  # [B, T, W] -> [B, heads, T, W / heads]
+            return t.reshape(batch, -1, attn.num_heads, attn.head_dim).transpose(1, 2)
 
-def run_block(block: Any, x: Tensor, rows: int) -> Tensor:
-    """A transformer block on tokens [B, T, W]: its results [B, rows, W] for the first ``rows`` of them.
-
-    open_clip's own block in other words: its ``nn.MultiheadAttention`` computes the same slower on a CPU.
-    """
-    attn, normed = block.attn, block.ln_1(x)
-    batch, length, width = normed.shape
-    weight, bias = attn.in_proj_weight, attn.in_proj_bias  # [3W, W], [3W]: query, key, value
-    if 2 * rows > length:
-        query, key, value = nn.functional.linear(normed, weight, bias).chunk(3, dim=-1)
-        query = query[:, :rows]
-    else:
-        query = nn.functional.linear(normed[:, :rows].contiguous(), weight[:width], bias[:width])
-        key, value = nn.functional.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
-
-    def by_head(t: Tensor) -> Tensor:  # [B, T, W] -> [B, heads, T, W / heads]
-        return t.reshape(batch, -1, attn.num_heads, attn.head_dim).transpose(1, 2)
-
-    attended = nn.functional.scaled_dot_product_attention(by_head(query), by_head(key), by_head(value))
-    attended = attended.transpose(1, 2).reshape(batch, -1, width)  # [B, rows, W]
-    x = x[:, :rows] + block.ls_1(attn.out_proj(attended))
-    result: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))  # [B, rows, W]
-    return result
+        attended = nn.functional.scaled_dot_product_attention(by_head(query), by_head(key), by_head(value))
+        attended = attended.transpose(1, 2).reshape(batch, -1, width)  # [B, rows, W]
+        x = x[:, :rows] + block.ls_1(attn.out_proj(attended))
+        result: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))  # [B, rows, W]
+        return result
 
 
 def cls_and_mean(outputs: list[Tensor]) -> Tensor:

@@ -73,13 +73,15 @@ def on_all_cores(function: Callable[[Tensor], T], items: Sequence[Tensor]) -> li
     torch would use threads (``torch.get_num_threads()``).
     """
 
+    threads = torch.get_num_threads()
+    if threads == 1:
+        with torch.inference_mode():
+            return list(map(function, items))
+
     def compute(item: Tensor) -> T:
         with torch.inference_mode():  # a thread's own setting
             return function(item)
 
-    threads = torch.get_num_threads()
-    if threads == 1:
-        return [compute(item) for item in items]
     return list(_one_core_workers(threads).map(compute, items))
 
 

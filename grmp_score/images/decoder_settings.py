@@ -1,4 +1,4 @@
-"""Pillow's global switches, set right while a picture is decoded and put back afterwards."""
+"""Process-wide settings of the decoders, set right while a picture is read and put back afterwards."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import Any
 
 from PIL import Image, ImageFile
 
+# Several threads read at the same time: the first one in sets, the last one out puts back.
 _lock = threading.Lock()
-_inside = 0
+_readers = 0
 _before: tuple[Any, int | None, bool] = (None, None, False)
 
 
 @contextlib.contextmanager
-def decoding() -> Iterator[None]:
+def decoder_settings() -> Iterator[None]:
     """While at least one thread is inside:
 
     * Warnings of the decoders are not shown: an odd file is an image or an error, told by return value.
@@ -27,20 +28,20 @@ def decoding() -> Iterator[None]:
     * Pillow's own pixel limit, which applies to the whole process, is off; the caller checks its own.
     * A truncated file is an error, whatever another library has set.
     """
-    global _inside, _before
+    global _readers, _before
     _silence_decoders()
     with _lock:
-        if _inside == 0:
+        if _readers == 0:
             warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif|tifffile)\b")
             _before = (warnings.filters[0], Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
-        _inside += 1
+        _readers += 1
     try:
         yield
     finally:
         with _lock:
-            _inside -= 1
-            if _inside == 0:
+            _readers -= 1
+            if _readers == 0:
                 ours, Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _before
                 with contextlib.suppress(ValueError):  # somebody has replaced all filters meanwhile
                     warnings.filters.remove(ours)  # type: ignore[attr-defined]

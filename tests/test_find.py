@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import grmp_score
 from grmp_score.errors import MissingExtraError
 from grmp_score.images.find import find_images, read_list
 
@@ -75,6 +77,12 @@ def test_named_files_are_passed_on(tree: Path) -> None:
         ("photo[1].jpg", ["photo[1].jpg"]),
         ("photo[0-9].jpg", ["photo1.jpg"]),
         ("set [2024]/*", ["set [2024]/f.png"]),
+        ("*/deep/*", ["below/deep/d.cr2"]),
+        ("s*/*.png", ["set [2024]/f.png"]),
+        ("a*/*", ["above/x.heic"]),
+        ("**/deep/*.cr2", ["below/deep/d.cr2"]),
+        ("b*/**/d*", ["below/deep/d.cr2"]),
+        ("b*/", ["below/c.webp", "below/deep/d.cr2"]),
         ("set [2024]/f.png", ["set [2024]/f.png"]),
         ("what?.png", ["what?.png"]),
         ("*.gif", ["*.gif"]),
@@ -129,12 +137,19 @@ def test_folder_that_may_not_be_listed(tree: Path, monkeypatch: pytest.MonkeyPat
 
     def scandir(path: str) -> object:
         if str(path).endswith("below"):
-            raise PermissionError(13, "Permission denied")
+            raise PermissionError(13, "Permission denied", path)
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert found("below", "above") == ["below", "above/x.heic"]
     assert "./below" in found(".") and "./set [2024]/f.png" in found(".")
+
+
+def test_finding_imports_neither_numpy_nor_pillow() -> None:
+    """The command line looks for images, and answers `--help`, without waiting for either."""
+    code = "import sys, grmp_score.images.find; sys.exit(bool({'numpy', 'PIL'} & sys.modules.keys()))"
+    root = str(Path(grmp_score.__file__).parents[1])
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}).returncode == 0
 
 
 def test_the_search_streams(tree: Path) -> None:
@@ -150,6 +165,10 @@ def test_the_search_streams(tree: Path) -> None:
     assert next(stream) == "above/x.heic" and taken == ["above"]
     (tree / "below" / "b.png").touch()
     assert next(stream) == "below/b.png" and taken == ["above", "below"]
+    matches = find_images(["*/*.[hp]*"])
+    assert next(matches) == "above/x.heic"
+    (tree / "set [2024]" / "late.png").touch()
+    assert list(matches) == ["below/b.png", "set [2024]/f.png", "set [2024]/late.png"]
 
 
 # --------------------------------------------------------------------------- lists
