@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
@@ -21,6 +22,11 @@ TINY_CLIP = {
     "vision_cfg": {"layers": 3, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32},
     "text_cfg": {"width": 32, "heads": 2, "layers": 2, "vocab_size": 600, "context_length": 24},
 }
+
+# Properties are tried on few examples; `pytest --hypothesis-profile=thorough` takes minutes and many.
+settings.register_profile("quick", deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=2000)
+settings.load_profile("quick")
 
 Photo = Callable[..., Image.Image]
 
@@ -111,4 +117,4 @@ def make_photo(width: int = 80, height: int = 60, seed: int = 0) -> Image.Image:
 
 
 # The fixtures of the command line; below, because they are made of what stands above.
-from .cli_tools import model_fixture, photos_fixture  # noqa: E402, F401
+from .cli_tools import bundled_fixture, model_fixture, photos_fixture  # noqa: E402, F401

@@ -18,14 +18,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from grmp_score import weights
 from grmp_score.cli.main import COMMANDS, DEFAULT, cli
-from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
-from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.trainer.data import sources
-from grmp_score.weights.folder import Weights
 
-from .conftest import TINY_CLIP, make_photo, randomise
+from .conftest import make_photo
 from .hub_server import HubServer
 
 ROOT = Path(__file__).parents[1]
@@ -79,19 +75,8 @@ def reason(line: str) -> str | None:
 
 @pytest.fixture(scope="module")
 def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that the examples name: photos, labels, models."""
+    """A folder with the photos and labels that the examples name."""
     folder = tmp_path_factory.mktemp("things")
-    config = ModelConfig(
-        name="tiny",
-        backbone=Backbone(model_cfg=TINY_CLIP),
-        prompts=PromptConfig(n_visual=2),
-        preprocess=Preprocess(patch_size=32, patches=2),
-        adapted_blocks=1,
-    )
-    net = randomise(QualityCLIP(config))
-    tiny = Weights(config, weights.adapter_of(net, []), dict(net.clip.state_dict()))
-    for name in ("bundled/mini", "my-camera"):
-        tiny.save(folder / name)
     for name, count in (("photos", 8), ("clean", 5), ("labelled", 110), ("others", 8)):
         (folder / name).mkdir()
         for i in range(count):
@@ -111,13 +96,11 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(things: Path, tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The working folder with copies of the things, and a Hub with the repository that the examples name."""
-    work = tmp_path / "work"
-    shutil.copytree(things, work)
-    monkeypatch.chdir(work)
-    monkeypatch.setattr("grmp_score.weights.folder.BUNDLED", work / "bundled")
-    files = {p.name: p.read_bytes() for p in (work / "my-camera").iterdir()}
+def here(things: Path, model: str, bundled: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working folder with a model, and a Hub with the repository that the examples name."""
+    monkeypatch.chdir(things)
+    shutil.copytree(model, "my-camera", dirs_exist_ok=True)
+    files = {p.name: p.read_bytes() for p in Path(model).iterdir()}
     hub.add_repo("owner/name", files)
     hub.commit("owner/name", files, branch="v1.0")
     everything = sources.references_items
