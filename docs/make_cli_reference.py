@@ -41,7 +41,7 @@ def _help(name: str, command: click.Command, parent: click.Context | None) -> st
         parent=parent,
         terminal_width=WIDTH,
         max_content_width=WIDTH,
-        help_option_names=cli.context_settings["help_option_names"],
+        **{**cli.context_settings, **command.context_settings},
     ) as context:
         text = command.get_help(context)
     return "```text\n" + "\n".join(line.rstrip() for line in click.unstyle(text).splitlines()) + "\n```\n"

@@ -68,6 +68,10 @@ class DataError(GrmpScoreError):
     """A training data set does not have the layout or the content that was expected."""
 
 
+class TrainingDivergedError(GrmpScoreError):
+    """The loss or its gradient is not finite: to continue the run would end in the same place."""
+
+
 class CacheError(GrmpScoreError):
     """A file of cached scores cannot be opened, read or written, or is something else."""
 

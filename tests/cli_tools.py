@@ -73,11 +73,15 @@ def with_bundled(folder: Path, code: str) -> str:
 
 
 def run(
-    *args: str | Path, env: dict[str, str] | None = None, charset: str = "utf-8", stdin: bytes | None = None
+    *args: str | Path,
+    columns: int = 200,
+    env: dict[str, str] | None = None,
+    charset: str = "utf-8",
+    stdin: bytes | None = None,
 ) -> Result:
     """The command in this process; whatever is not an exit code is raised."""
-    runner = CliRunner(charset=charset)
-    result = runner.invoke(cli, [str(a) for a in args], env={"COLUMNS": "200", **(env or {})}, input=stdin)
+    environment = {"COLUMNS": str(columns), **(env or {})}
+    result = CliRunner(charset=charset).invoke(cli, [str(a) for a in args], env=environment, input=stdin)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -95,9 +99,9 @@ def process(*args: str | Path, **environment: str) -> subprocess.CompletedProces
     return subprocess.run([*COMMAND, *map(str, args)], env=env, capture_output=True, timeout=300)
 
 
-def assert_usage_error(result: Result, pattern: str) -> None:
-    """Exit code 2, nothing on stdout, one line that says what is wrong, no traceback."""
-    assert result.exit_code == 2, result.output
+def assert_usage_error(result: Result, pattern: str, code: int = 2) -> None:
+    """The exit code, nothing on stdout, one line that says what is wrong, no traceback."""
+    assert result.exit_code == code, result.output
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -9,25 +10,27 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
 
 from grmp_score.cli import adapt as adapt_module
-from grmp_score.cli import progress
-from grmp_score.cli.main import cli
+from grmp_score.cli.progress import training_progress
 from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
+from grmp_score.errors import GrmpScoreError
 from grmp_score.scorer import Scorer
 from grmp_score.trainer.adapt.fewshot import FewShotConfig, HistoryRow, Progress
 from grmp_score.trainer.adapt.run import adapt
 from grmp_score.trainer.data.labels import read_labels
+from grmp_score.trainer.metrics import bootstrap_interval
 
-from .cli_tools import MAIN
+from . import cli_tools
+from .cli_tools import MAIN, assert_usage_error
 from .conftest import TINY_CLIP, Photo, make_photo, random_weights
 from .hub_server import HubServer
 from .warm import Warm
@@ -66,6 +69,13 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of a short run's time would go into intervals and pictures; those of `made` are complete."""
+    monkeypatch.setitem(bootstrap_interval.__kwdefaults__, "resamples", 20)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: Path(path).touch())
+
+
 @pytest.fixture
 def here(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, which begins with links to the task."""
@@ -76,25 +86,13 @@ def here(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*args: str | Path) -> Result:
-    """The command in this process; whatever is not an exit code is raised."""
-    result = CliRunner().invoke(cli, ["adapt", *map(str, args)], env={"COLUMNS": "80"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+    """The command on a screen of 80 columns."""
+    return cli_tools.run("adapt", *args, columns=80)
 
 
 def run_fast(*args: str | Path) -> Result:
     """With the tiny model and little training."""
     return run("--labels", "mine.csv", "-m", "tiny", *FAST, *args)
-
-
-def assert_refused(result: Result, pattern: str, code: int = 2) -> None:
-    """The exit code, one line on stderr that matches, nothing on stdout, and nothing left behind."""
-    assert (result.exit_code, result.stdout) == (code, ""), result.output
-    assert "Traceback" not in result.stderr
-    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-    assert len(errors) == 1 and result.stderr.splitlines()[-1] == errors[0]
-    assert re.search(pattern, errors[0]), errors[0]
 
 
 def left_behind() -> list[str]:
@@ -138,8 +136,11 @@ def test_the_folder_holds_everything(made: tuple[Path, Result]) -> None:
             assert picture.format == "PNG" and min(picture.size) > 300
 
 
-def test_the_folder_is_what_the_library_gives(made: tuple[Path, Result], task: Path, photo: Photo) -> None:
+def test_the_folder_is_what_the_library_gives(
+    made: tuple[Path, Result], task: Path, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It loads, scores as the library's result, and keeps scale, provenance and figures."""
+    monkeypatch.undo()  # `quick`
     folder, _ = made
     start = Scorer.from_pretrained(task / "tiny")
     config = FewShotConfig(
@@ -188,7 +189,7 @@ def test_the_screen_shows_the_figures_and_the_command(made: tuple[Path, Result],
     assert "did better" in text or "Training did not help" in text
     last = result.stdout.splitlines()[-1]
     assert shlex.split(last) == ["grmp-score", f"{task}/photos/", "--model", str(folder)]
-    scored = CliRunner().invoke(cli, [*shlex.split(last)[1:], "--format", "jsonl"])
+    scored = cli_tools.run(*shlex.split(last)[1:], "--format", "jsonl")
     assert scored.exit_code == 0 and len(scored.stdout.splitlines()) == N
     assert max(map(len, result.stdout.splitlines()[:-2])) <= 80
     assert "\x1b" not in result.stdout + result.stderr
@@ -363,7 +364,7 @@ def test_every_mistake_in_labels_is_one_line(here: Path, content: bytes | None, 
     (here / "broken.png").write_bytes(b"no image")
     if content is not None:
         (here / "bad.csv").write_bytes(content)
-    assert_refused(run("--labels", "bad.csv", "-m", "tiny", *FAST), rf"bad\.csv.*({pattern})")
+    assert_usage_error(run("--labels", "bad.csv", "-m", "tiny", *FAST), rf"bad\.csv.*({pattern})")
     assert left_behind() == sorted({"broken.png"} | ({"bad.csv"} if content is not None else set()))
 
 
@@ -393,7 +394,7 @@ def test_every_mistake_in_labels_is_one_line(here: Path, content: bytes | None, 
 )
 def test_wrong_usage_is_one_line(args: list[str], pattern: str, hub: HubServer) -> None:
     """Exit code 2 before anything is written."""
-    assert_refused(run(*args), pattern)
+    assert_usage_error(run(*args), pattern)
     assert left_behind() == []
 
 
@@ -407,7 +408,7 @@ def test_visual_prompts_must_be_there() -> None:
     )
     random_weights(config).save("bare")
     result = run("--labels", "mine.csv", "-m", "bare", "--train", "blocks", "--train-visual-prompts")
-    assert_refused(result, "--train-visual-prompts: bare has no visual prompts")
+    assert_usage_error(result, "--train-visual-prompts: bare has no visual prompts")
     assert left_behind() == ["bare"]
 
 
@@ -415,17 +416,38 @@ def test_a_result_is_never_overwritten() -> None:
     """Neither with --resume nor without, and not by a name of its own."""
     Path("mine-adapted").mkdir()
     for more in ([], ["--resume"]):
-        assert_refused(run_fast(*more), "mine-adapted: already exists")
+        assert_usage_error(run_fast(*more), "mine-adapted: already exists")
 
 
 def test_a_loss_that_is_not_finite_ends_with_1() -> None:
     """Fold and step are named, and nothing is left to trip over."""
     result = run_fast("--lr", "1e38", "--optimizer", "sgd")
-    assert_refused(result, "not finite in fold 1, phase 'all', step", code=1)
+    assert_usage_error(result, "not finite in fold 1, phase 'all', step", code=1)
     assert left_behind() == []
 
 
 # ------------------------------------------------------------------ stop, resume
+
+
+#: A run that is stopped and continued in many ways.
+STOPPED = ["--shots", "16", "--epochs", "4"]
+
+
+@pytest.fixture(scope="module")
+def whole(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the run gives that nobody stops."""
+    folder = tmp_path_factory.mktemp("made") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(task)
+        patch.setitem(bootstrap_interval.__kwdefaults__, "resamples", 20)  # as `quick` does
+        assert run_fast(*STOPPED, "-o", folder).exit_code == 0
+    return folder
+
+
+def assert_same(folder: str, whole: Path) -> None:
+    """Weights and figures are equal to the last bit."""
+    for name in ("adapter.safetensors", "results.json"):
+        assert Path(folder, name).read_bytes() == (whole / name).read_bytes()
 
 
 @pytest.fixture
@@ -433,34 +455,65 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
     """`interrupt(stage, done)` presses Ctrl-C at this step of the next run."""
 
     def arm(stage: str, done: int) -> None:
-        def press(step: Progress) -> None:
-            if (step.stage, step.done) == (stage, done):
-                raise KeyboardInterrupt
+        @contextlib.contextmanager
+        def pressing() -> Iterator[Callable[[Progress], None]]:
+            def press(step: Progress) -> None:
+                if (step.stage, step.done) == (stage, done):
+                    raise KeyboardInterrupt
 
-        monkeypatch.setattr(progress._Lines, "__call__", lambda self, step: press(step))
+            yield press
+
+        monkeypatch.setattr(adapt_module, "training_progress", pressing)
 
     return arm
 
 
 @pytest.mark.parametrize(("stage", "done"), [("cross-validation", 3), ("cross-validation", 6), ("testing", 5)])
-def test_ctrl_c_says_how_to_continue(interrupt: Callable[[str, int], None], stage: str, done: int) -> None:
+def test_ctrl_c_says_how_to_continue(
+    interrupt: Callable[[str, int], None], stage: str, done: int, whole: Path
+) -> None:
     """Exit code 130; the command that it names ends with the weights of a run that was never stopped."""
-    args = ["--shots", "16", "--epochs", "4"]
-    assert run_fast(*args, "-o", "whole").exit_code == 0
     interrupt(stage, done)
-    result = run_fast(*args, "-o", "my work")
+    result = run_fast(*STOPPED, "-o", "my work")
     assert (result.exit_code, result.stdout) == (130, "")
-    assert left_behind() == [".my work.partial", "whole"]
+    assert left_behind() == [".my work.partial"]
     assert result.stderr.splitlines()[0] == "Interrupted.  Continue with:"
     words = shlex.split(result.stderr.splitlines()[1])
     assert words[:2] == ["grmp-score", "adapt"] and words[-1] == "--resume"
     interrupt("none", 0)
-    assert_refused(run(*words[2:-1]), r"\.my work\.partial: an unfinished run for my work.*--resume")
-    assert_refused(run(*words[2:], "--seed", "1"), "run with other .*seed.*Give the same options, labels and model")
+    assert_usage_error(run(*words[2:-1]), r"\.my work\.partial: an unfinished run for my work.*--resume")
+    assert_usage_error(
+        run(*words[2:], "--seed", "1"), "run with other .*seed.*Give the same options, labels and model"
+    )
     assert run(*words[2:]).exit_code == 0
-    assert left_behind() == ["my work", "whole"]
-    for name in ("adapter.safetensors", "results.json"):
-        assert Path("whole", name).read_bytes() == Path("my work", name).read_bytes()
+    assert left_behind() == ["my work"]
+    assert_same("my work", whole)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        GrmpScoreError("no room for 3.0 GiB of activations", hint="Free some disk space"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_a_failure_takes_nothing_that_can_be_continued(
+    error: Exception, interrupt: Callable[[str, int], None], monkeypatch: pytest.MonkeyPatch, whole: Path
+) -> None:
+    """A stopped run that fails when it goes on, say on a full disk, goes on from there once there is room."""
+    interrupt("cross-validation", 6)
+    assert run_fast(*STOPPED).exit_code == 130
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("grmp_score.trainer.adapt.run.compute_activations", fail)
+        assert_usage_error(run_fast(*STOPPED, "--resume"), str(error.args[-1] if error.args else error))
+    interrupt("none", 0)
+    assert left_behind() == [".mine-adapted.partial"]
+    assert run_fast(*STOPPED, "--resume").exit_code == 0
+    assert_same("mine-adapted", whole)
 
 
 def test_ctrl_c_before_anything_was_learned(interrupt: Callable[[str, int], None]) -> None:
@@ -484,34 +537,38 @@ def test_a_full_disk_leaves_no_half_result(monkeypatch: pytest.MonkeyPatch) -> N
     with monkeypatch.context() as patch:
         patch.setattr("grmp_score.report.folder.write_history", full)
         result = run_fast()
-    assert_refused(result, "No space left on device")
+    assert_usage_error(result, "No space left on device")
     assert left_behind() == [".mine-adapted.partial"]
     assert run_fast("--resume").exit_code == 0 and left_behind() == ["mine-adapted"]
 
 
 #: The command, which is sent a signal in the second of two folds.
-STOPPED = f"""
-import os, signal, sys
-from grmp_score.cli import progress
+SIGNALLED = f"""
+import contextlib, os, signal, sys
+from grmp_score.cli import adapt
 signal.signal(signal.SIGINT, signal.default_int_handler)  # switched off in the background of a shell
-tell, number = progress._Lines.__call__, int(sys.argv.pop(1))
+number, progress = int(sys.argv.pop(1)), adapt.training_progress
 
-def stopping(self, step):
-    tell(self, step)
-    if step.stage == "cross-validation" and step.done > 0.6 * step.total:
-        os.kill(os.getpid(), number)
+@contextlib.contextmanager
+def stopping():
+    with progress() as report:
+        def stop(step):
+            report(step)
+            if step.stage == "cross-validation" and step.done > 0.6 * step.total:
+                os.kill(os.getpid(), number)
+        yield stop
 
-progress._Lines.__call__ = stopping
+adapt.training_progress = stopping
 {MAIN}
 """
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_as_a_real_process(here: Path, number: signal.Signals, warm: Warm) -> None:
+def test_as_a_real_process(here: Path, number: signal.Signals, warm: Warm, whole: Path) -> None:
     """A signal in the middle leaves the work, and no result; --resume gives the same weights."""
-    args = ["--labels", "mine.csv", "-m", "tiny", *FAST, "--epochs", "40"]
-    done = warm.run(STOPPED, str(int(number)), "adapt", *args, "-o", "out")
+    args = ["--labels", "mine.csv", "-m", "tiny", *FAST, *STOPPED]
+    done = warm.run(SIGNALLED, str(int(number)), "adapt", *args, "-o", "out")
     errors = done.stderr.decode()
     assert done.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
     assert done.stdout == b"" and "Traceback" not in errors
@@ -519,10 +576,8 @@ def test_as_a_real_process(here: Path, number: signal.Signals, warm: Warm) -> No
         assert shlex.split(errors.splitlines()[-1])[-1] == "--resume"
     assert left_behind() == [".out.partial"]
     assert run(*args, "-o", "out", "--resume").exit_code == 0
-    assert run(*args, "-o", "whole").exit_code == 0
-    assert left_behind() == ["out", "whole"]
-    name = "adapter.safetensors"
-    assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
+    assert left_behind() == ["out"]
+    assert_same("out", whole)
 
 
 # -------------------------------------------------------------------- progress
@@ -540,9 +595,9 @@ def test_lines_come_once_a_minute(capsys: pytest.CaptureFixture[str], monkeypatc
     """With loss, validation SRCC and time left."""
     clock = iter(range(0, 1000, 25))
     monkeypatch.setattr("grmp_score.cli.progress.time.monotonic", lambda: next(clock))
-    lines = progress._Lines()
-    for step in steps():
-        lines(step)
+    with training_progress() as report:
+        for step in steps():
+            report(step)
     assert capsys.readouterr().err.splitlines() == [
         "Reading: 3 images",
         "Validating: 10 steps",
@@ -557,12 +612,12 @@ def test_a_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    with progress.training_progress() as report:
+    with training_progress() as report:
         for step in steps():
             report(step)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
     last = [line for line in re.split(r"[\r\n]+", text) if line.startswith("Validating")][-1]
-    assert "100%" in last and "text side, loss 0.500, validation SRCC 0.250" in last and len(last.rstrip()) <= 80
+    assert "10/10" in last and "text side, loss 0.500, validation SRCC 0.250" in last and len(last.rstrip()) <= 80
 
 
 def test_help_examples_are_understood() -> None:

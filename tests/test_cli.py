@@ -26,13 +26,15 @@ from grmp_score.cli.main import COMMANDS, cli, main
 from grmp_score.cli.progress import progress_bar
 from grmp_score.config import ModelConfig
 from grmp_score.images.find import find_images
+from grmp_score.pipeline.inference import default_batch_size
 from grmp_score.report.rows import FIELDS
 from grmp_score.scorer import Scorer
 from grmp_score.trainer.data import sources
 
-from .cli_tools import ROOT, assert_usage_error, process, run, run_jsonl
+from .cli_tools import MAIN, ROOT, assert_usage_error, process, run, run_jsonl
 from .conftest import make_photo
 from .hub_server import HubServer
+from .warm import Warm
 
 needs_bundled = pytest.mark.skipif(
     not (weights.BUNDLED / weights.DEFAULT_MODEL / weights.CONFIG).is_file(),
@@ -103,7 +105,7 @@ def test_output_goes_to_a_file(model: str, photos: Path, tmp_path: Path, output_
 def test_the_number_of_patches_can_be_chosen(model: str, photos: Path) -> None:
     """--patches changes the number and, with one, leaves no spread."""
     rows, _ = run_jsonl("-m", model, "--patches", "1", photos)
-    assert [(r["patches"], r["standard_error"]) for r in rows] == [(1, 0.0)] * 3
+    assert [(r["patches"], r["standard_error"]) for r in rows] == [(1, None)] * 3
     rows, _ = run_jsonl("-m", model, "--patches", "7", photos)
     assert [r["patches"] for r in rows] == [7] * 3
 
@@ -149,7 +151,7 @@ def test_a_broken_file_among_good_ones_is_a_row(model: str, photos: Path, output
 
 def test_reasons_can_be_read_on_a_narrow_screen(model: str, photos: Path) -> None:
     """In 80 columns a table still says why an image could not be scored."""
-    result = run("-m", model, photos / "b.png", photos / "gone.png", env={"COLUMNS": "80"})
+    result = run("-m", model, photos / "b.png", photos / "gone.png", columns=80)
     assert "no such file" in result.stdout and max(map(len, result.stdout.splitlines())) <= 80
 
 
@@ -298,7 +300,7 @@ def bundled(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """The tiny weights in the place of the bundled ones."""
     (tmp_path / "bundled").mkdir()
     (tmp_path / "bundled" / "mini").symlink_to(model, target_is_directory=True)
-    monkeypatch.setattr(weights, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr("grmp_score.weights.folder.BUNDLED", tmp_path / "bundled")
     yield
 
 
@@ -317,8 +319,8 @@ def test_the_default_is_the_bundled_model_wherever_one_stands(
 @needs_bundled
 def test_the_bundled_model_scores_without_a_word(photos: Path) -> None:
     """`grmp-score photos/` needs nothing else."""
-    rows, result = run_jsonl(photos)
-    assert result.exit_code == 0 and [r["model"] for r in rows] == ["mini"] * 3
+    rows, result = run_jsonl("--patches", "1", photos / "b.png")
+    assert result.exit_code == 0 and [r["model"] for r in rows] == ["mini"]
 
 
 @needs_bundled
@@ -341,6 +343,14 @@ def test_help_mentions_every_option(name: str) -> None:
             assert parameter.help or parameter.name == "device"
             for option in parameter.opts:
                 assert option in result.stdout
+
+
+@pytest.mark.parametrize("name", ["score", "report"])
+def test_the_batch_size_is_as_the_help_says(name: str) -> None:
+    """On a CPU it depends on the cores."""
+    assert "[default: 1 to 8 on a CPU, else 16]" in " ".join(run(name, "--help").stdout.split())
+    sizes = {default_batch_size(torch.device(kind)) for kind in ("cpu", "cuda")}
+    assert 16 in sizes and all(1 <= size <= 8 for size in sizes - {16})
 
 
 def test_help_names_every_command() -> None:
@@ -503,8 +513,8 @@ def test_a_live_bar_does_not_tear_results_apart(monkeypatch: pytest.MonkeyPatch)
         for stdout in (Terminal(), io.StringIO()):
             monkeypatch.setattr(sys, "stderr", Terminal())
             monkeypatch.setattr(sys, "stdout", stdout)
-            with progress_bar("Scoring", 2, unit="images", streaming=streaming) as advance:
-                advance(1)
+            with progress_bar("Scoring", 2, unit="images", streaming=streaming) as progress:
+                progress()
             shown[streaming, stdout.isatty()] = bool(sys.stderr.getvalue())  # type: ignore[attr-defined]
             monkeypatch.undo()
     assert shown == {(False, True): True, (False, False): True, (True, True): False, (True, False): True}
@@ -543,9 +553,9 @@ def test_a_typo_as_a_real_process() -> None:
     assert b"--formt" in result.stderr and b"Traceback" not in result.stderr
 
 
-def test_scoring_as_a_real_process(model: str, odd_files: list[str], photos: Path) -> None:
+def test_scoring_as_a_real_process(model: str, odd_files: list[str], photos: Path, warm: Warm) -> None:
     """Results only on stdout, names byte by byte, everything else on stderr."""
-    result = process("-m", model, "--format", "csv", *odd_files, photos / "gone.png")
+    result = warm.run(MAIN, "-m", model, "--format", "csv", *odd_files, photos / "gone.png")
     assert result.returncode == 1
     assert result.stderr == b"1 of 7 images could not be scored\n"
     text = result.stdout.decode("utf-8", "surrogateescape")

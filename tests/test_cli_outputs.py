@@ -21,8 +21,9 @@ import pytest
 from grmp_score import weights
 from grmp_score.cli import progress as progress_module
 from grmp_score.cli.main import cli, main
+from grmp_score.cli.output import results_file
 from grmp_score.cli.progress import progress_bar
-from grmp_score.cli.sources import count_ahead
+from grmp_score.cli.score import count_ahead
 from grmp_score.config import LabelScale
 from grmp_score.report.rows import FIELDS
 from grmp_score.report.writers import ROW_GROUP, ParquetWriter
@@ -293,6 +294,15 @@ def test_ctrl_c_still_shows_the_best_so_far(
     assert captured.err.strip() == "Interrupted"
 
 
+def test_ctrl_c_ends_a_table_once(
+    model: str, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lines below a table say what the scores mean, and say it once."""
+    interrupted_after(2, monkeypatch)
+    assert run_main("-m", model, photos) == 130
+    assert capsys.readouterr().out.count("0 bad .. 1 good") == 1
+
+
 def test_links_and_devices_as_output(model: str, photos: Path, tmp_path: Path) -> None:
     """A link is followed, a device is written to, and nothing is left beside them."""
     (tmp_path / "real.csv").write_text("old")
@@ -306,13 +316,17 @@ def test_links_and_devices_as_output(model: str, photos: Path, tmp_path: Path) -
 
 
 def test_two_runs_do_not_write_one_file(model: str, photos: Path, tmp_path: Path) -> None:
-    """The second is refused."""
-    fcntl = pytest.importorskip("fcntl")
-    out = tmp_path / "out.csv"
-    with open(tmp_path / "out.csv.partial", "w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        assert_usage_error(run("-m", model, "-o", out, photos), "another run is writing it")
-        assert_usage_error(run("-m", model, "--resume", out, photos), "another run is writing it")
+    """The second is refused, whether it begins or resumes, and the first goes on; a killed one blocks nobody."""
+    out, partial = tmp_path / "out.csv", tmp_path / "out.csv.partial"
+    partial.write_text("rows of the first run\n")
+    with results_file(out, resume=True):
+        assert_usage_error(run("-m", model, "-o", out, photos), "out.csv: another run is writing it")
+        assert_usage_error(run("-m", model, "--resume", out, photos), "out.csv: another run is writing it")
+        assert partial.read_text() == "rows of the first run\n"
+    assert out.read_text() == "rows of the first run\n"
+    (tmp_path / ".out.csv.lock").touch()
+    assert run("-m", model, "-o", out, photos).exit_code == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"photos", "out.csv"}
 
 
 # ----------------------------------------------------------- resume and cache
@@ -341,6 +355,15 @@ def test_resume_keeps_fields_and_counts_earlier_failures(model: str, photos: Pat
     rows = list(csv.DictReader(io.StringIO(out.read_text())))
     assert list(rows[0]) == ["checksum", "path", "error"] and len(rows) == 4
     assert_usage_error(run("-m", model, "--resume", out, "--fields", "path,checksum", photos), "--fields differs")
+
+
+def test_resume_keeps_the_permissions(model: str, photos: Path, tmp_path: Path) -> None:
+    """Of the file that a stopped run with -o would have replaced."""
+    out, partial = tmp_path / "o.jsonl", tmp_path / "o.jsonl.partial"
+    run("-m", model, "-f", "jsonl", "-o", partial, photos / "b.png")
+    out.touch(mode=0o640)
+    assert run("-m", model, "--resume", out, photos).exit_code == 0
+    assert out.stat().st_mode & 0o777 == 0o640 and not partial.exists()
 
 
 def test_resume_refuses_another_model(model: str, telling: str, photos: Path, tmp_path: Path) -> None:
@@ -385,11 +408,11 @@ def test_logs_are_not_flooded(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     """Without a terminal there is a line a minute, with the pace and, when the end is known, the time left."""
     now = [0.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
-    with progress_bar("Scoring", None, unit="images") as advance:
+    with progress_bar("Scoring", None, unit="images") as progress:
         for step in range(500):
-            advance.total = 1000 if step > 250 else None
+            progress.total = 1000 if step > 250 else None
             now[0] += 0.5
-            advance(1)
+            progress()
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "Scoring: 120 images, 2.0/s",
@@ -397,9 +420,9 @@ def test_logs_are_not_flooded(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "Scoring: 360/1000 images, 2.0/s, 5 min left",
         "Scoring: 480/1000 images, 2.0/s, 4 min left",
     ]
-    with progress_bar("Scoring", None, unit="images", quiet=True) as advance:
+    with progress_bar("Scoring", None, unit="images", quiet=True) as progress:
         now[0] += 100
-        advance(1)
+        progress()
     assert capsys.readouterr().err == ""
 
 
@@ -410,25 +433,25 @@ def test_the_number_of_images_is_counted_meanwhile(photos: Path, monkeypatch: py
         def __init__(self, target: Any, **_: Any) -> None:
             self.start = target
 
-    monkeypatch.setattr("grmp_score.cli.sources.threading.Thread", Now)
-    unseen = progress_module.Advance()
-    count_ahead([str(photos)], [], unseen)
-    assert unseen.total is None  # nobody looks
-    with progress_bar("Scoring", None, unit="images") as advance:
-        count_ahead(["-", str(photos)], [], advance)
-        assert advance.total is None
-        count_ahead([str(photos)], [], advance, less=1)
-        assert advance.total == 2
+    monkeypatch.setattr("grmp_score.cli.score.threading.Thread", Now)
+    with progress_bar("Scoring", None, unit="images", quiet=True) as unseen:
+        count_ahead([str(photos)], [], unseen)
+        assert unseen.total is None  # nobody looks
+    with progress_bar("Scoring", None, unit="images") as progress:
+        count_ahead(["-", str(photos)], [], progress)
+        assert progress.total is None
+        count_ahead([str(photos)], [], progress, less=1)
+        assert progress.total == 2
 
 
 def test_a_live_table_shows_rows_at_once(telling: str, photos: Path) -> None:
     """On a terminal every row is there before the next is scored, in columns that stay where they are."""
-    from grmp_score.report.rows import Model
+    from grmp_score.report.rows import WeightsInfo
     from grmp_score.report.table import TableWriter
 
     scorer = Scorer.from_pretrained(telling)
     text = io.StringIO()
-    writer = TableWriter(text, Model.of(scorer.config, scorer.checksum), live=True)
+    writer = TableWriter(text, WeightsInfo.of(scorer.config, scorer.checksum), live=True)
     seen = []
     for score in scorer.score_many([str(photos / "b.png"), str(photos / "gone.png"), str(photos / "a.JPG")]):
         writer.write(score)
@@ -516,6 +539,7 @@ def test_killed_runs_are_resumed_and_cached_runs_equal(model: str, tmp_path: Pat
     done = run(*common, "--resume", out)
     assert (done.exit_code, done.stderr, partial.exists()) == (0, "", False)
     assert out.read_bytes() == alone.read_bytes() and len(alone.read_bytes().splitlines()) == 60
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []  # nor is a lock left
 
 
 @pytest.mark.slow

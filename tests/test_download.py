@@ -7,25 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from safetensors.torch import save as to_bytes
 
 from grmp_score import weights
-from grmp_score.cli.main import cli
 from grmp_score.scorer import Scorer
 from grmp_score.weights.folder import Weights
 from grmp_score.weights.tensors import TensorFile
 
+from . import cli_tools
+from .cli_tools import assert_usage_error
 from .conftest import make_photo
 from .hub_server import HubServer
 
 
 def run(*args: str | Path) -> Result:
-    """The command in this process; whatever is not an exit code is raised."""
-    result = CliRunner().invoke(cli, ["download", *map(str, args)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+    """The command in this process."""
+    return cli_tools.run("download", *args)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -121,9 +119,6 @@ def test_what_cannot_be_had_is_one_line(
         (["org/text", "--filename", "x.pt"], "x.pt"),
         (["not a name"], "not the form of a Hub repository"),
     ):
-        result = run(*args)
-        assert (result.exit_code, result.stdout) == (2, "")
-        assert message in result.stderr and result.stderr.splitlines()[-1].startswith("Error: ")
+        assert_usage_error(run(*args), message)
     hub.heal()
-    result = run("org/wrong")
-    assert (result.exit_code, result.stdout) == (2, "") and "unknown tensors: stranger" in result.stderr
+    assert_usage_error(run("org/wrong"), "unknown tensors: stranger")

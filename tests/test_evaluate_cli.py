@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from grmp_score.cli.main import cli
 from grmp_score.config import Backbone, ModelConfig, Preprocess
 from grmp_score.scorer import Scorer
 from grmp_score.trainer.data.labels import read_labels
 from grmp_score.trainer.metrics import srcc
 
-from .cli_tools import MAIN
+from . import cli_tools
+from .cli_tools import MAIN, assert_usage_error
 from .conftest import TINY_CLIP, make_photo, random_weights
 from .hub_server import HubServer
 from .warm import Warm
@@ -48,25 +48,15 @@ def labels(tmp_path: Path) -> Path:
     return tmp_path / "test.csv"
 
 
-def run(*args: str | Path, columns: int = 80) -> Result:
-    """The command in this process; whatever is not an exit code is raised."""
-    result = CliRunner().invoke(cli, ["evaluate", *map(str, args)], env={"COLUMNS": str(columns)})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+def run(*args: str | Path) -> Result:
+    """The command on a screen of 80 columns."""
+    return cli_tools.run("evaluate", *args, columns=80)
 
 
 def run_json(*args: str | Path) -> tuple[dict[str, Any], Result]:
     """The command with JSON, parsed strictly: NaN is no JSON."""
     result = run("--format", "json", *args)
     return json.loads(result.stdout, parse_constant=lambda name: pytest.fail(f"{name} in the JSON")), result
-
-
-def assert_refused(result: Result, pattern: str) -> None:
-    """Exit code 2, one line on stderr, nothing on stdout."""
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert "Traceback" not in result.stderr
-    assert re.search(pattern, result.stderr.splitlines()[-1]), result.stderr
 
 
 def test_json_is_what_the_library_finds(model: str, labels: Path) -> None:
@@ -177,7 +167,7 @@ def test_images_folder_and_patches(model: str, labels: Path, tmp_path: Path) -> 
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     moved = labels.rename(moved / "test.csv")
-    assert_refused(run("--labels", moved, "-m", model), r"row 2: no such image file .* \(--images\)$")
+    assert_usage_error(run("--labels", moved, "-m", model), r"row 2: no such image file .* \(--images\)$")
     data, result = run_json("--labels", moved, "-m", model, "--images", tmp_path, "--patches", "1")
     assert result.exit_code == 0 and data["patches"] == 1
 
@@ -205,7 +195,7 @@ def test_mistakes_are_one_line(
     monkeypatch.chdir(labels.parent)
     Path("nameless.csv").write_text("image,stars\n")
     Path("two.csv").write_text("image,file,mos\n")
-    assert_refused(run(*[model if a == "MODEL" else a for a in args]), pattern)
+    assert_usage_error(run(*[model if a == "MODEL" else a for a in args]), pattern)
 
 
 def test_as_a_real_process(model: str, labels: Path, warm: Warm) -> None:

@@ -12,18 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from grmp_score.cli.options import (
-    check_rows,
-    check_source,
-    device_option,
-    label_options,
-    model_options,
-    open_labels,
-    open_scorer,
-)
+from grmp_score.cli.options import device_option, label_options, model_options, open_labels, open_scorer
 from grmp_score.cli.output import destination
 from grmp_score.cli.progress import training_progress
-from grmp_score.errors import ConfigError, GrmpScoreError
+from grmp_score.errors import ConfigError, DataError, GrmpScoreError, TrainingDivergedError
 from grmp_score.trainer.adapt.fewshot import FewShotConfig
 
 if TYPE_CHECKING:
@@ -32,11 +24,9 @@ if TYPE_CHECKING:
     from grmp_score.trainer.data.labels import Labels
     from grmp_score.weights.folder import Weights
 
-#: So that the help tells the library's own defaults.
-_DEFAULT = FewShotConfig()
 
-
-@click.command()
+# The defaults are the library's own.
+@click.command(context_settings={"default_map": dataclasses.asdict(FewShotConfig())})
 @label_options
 @click.option(
     "--shots",
@@ -57,98 +47,57 @@ _DEFAULT = FewShotConfig()
 @click.option(
     "--train",
     type=click.Choice(["head", "prompts", "blocks"]),
-    default=_DEFAULT.train,
-    show_default=True,
     help="head: the quality direction of the image features, in closed form.  prompts: the text prompt.  blocks: "
     "head, and then text prompt and last four blocks of both towers by gradient descent.",
 )
-@click.option(
-    "--head-first/--no-head-first",
-    default=_DEFAULT.head_first,
-    show_default=True,
-    help="With blocks: begin with the closed form; the paper does not.",
-)
+@click.option("--head-first/--no-head-first", help="With blocks: begin with the closed form; the paper does not.")
 @click.option("--train-visual-prompts", is_flag=True, help="Also train the visual prompts of those blocks.")
 @click.option(
     "--epochs",
     type=click.IntRange(0),
-    default=_DEFAULT.epochs,
-    show_default=True,
     help="With prompts and blocks: most passes over the images; cross-validation chooses how many.",
 )
 @click.option(
-    "--text-first-epochs",
-    type=click.IntRange(0),
-    default=_DEFAULT.text_first_epochs,
-    show_default=True,
-    help="Most passes before these that train the text side alone.",
+    "--text-first-epochs", type=click.IntRange(0), help="Most passes before these that train the text side alone."
 )
-@click.option(
-    "--optimizer",
-    type=click.Choice(["sgd", "adamw"]),
-    default=_DEFAULT.optimizer,
-    show_default=True,
-    help="sgd is the paper's few-shot recipe.",
-)
+@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="sgd is the paper's few-shot recipe.")
 @click.option("--lr", type=float, help="Peak learning rate.  [default: by --optimizer and --train]")
 @click.option(
     "--qgr-lambda",
     type=click.FloatRange(0),
-    default=_DEFAULT.qgr_lambda,
-    show_default=True,
     help="Strength of the gradient regularisation (eq. 8); 0 switches it off.",
 )
 @click.option(
     "--qgr-form",
     type=click.Choice(["per_parameter", "global"]),
-    default=_DEFAULT.qgr_form,
-    show_default=True,
     help="Applied to every tensor by itself, or to all as one.",
 )
 @click.option("--crops", type=click.IntRange(1), help="Crops per image.  [default: as many as for scoring]")
-@click.option("--flips", is_flag=True, default=_DEFAULT.flips, help="Also train on the mirrored crops.")
+@click.option("--flips", is_flag=True, help="Also train on the mirrored crops.")
 @click.option(
     "--folds",
     type=click.IntRange(0),
-    default=_DEFAULT.folds,
-    show_default=True,
     help="Of the cross-validation on the training images; 0: none, all epochs are run.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),
-    default=_DEFAULT.precision,
-    show_default=True,
     help="Of the training; auto is bfloat16 where the processor is fast at it.",
 )
 @device_option
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=_DEFAULT.seed,
-    show_default=True,
-    help="Of the draw, and all else random.",
-)
+@click.option("--seed", type=click.IntRange(0), help="Of the draw, and all else random.")
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped, with the same options.")
 @click.pass_context
 def command(
     context: click.Context,
     /,
+    labels: Path,
     test: Path | None,
     output: Path | None,
-    model: str | None,
-    filename: str | None,
-    revision: str | None,
     name: str | None,
     crops: int | None,
-    device: str,
     resume: bool,
-    labels: Path,
-    images: Path | None,
-    image_column: str | None,
-    score_column: str | None,
-    lower_is_better: bool | None,
-    **settings: Any,
+    **given: Any,
 ) -> None:
     """Learn what you call good from 50 to 200 of your own labels.
 
@@ -166,24 +115,22 @@ def command(
     Exit status: 0 done, 1 training failed or some test images could not be scored (named on stderr), 2 wrong
     usage or labels, 130 interrupted (continue with --resume).
     """
-    check_source(model, filename)
-    config = FewShotConfig(crops_per_image=crops, **settings)
+    settings = {field.name for field in dataclasses.fields(FewShotConfig)}
+    config = FewShotConfig(crops_per_image=crops, **{k: value for k, value in given.items() if k in settings})
     output = output or Path(f"{labels.stem}-adapted")
     work = output.parent / f".{output.name}.partial"
     _check_folders(output, work, resume)
-    columns = (images, image_column, score_column, lower_is_better)
-    known = open_labels(labels, *columns)
-    tested = None if test is None else open_labels(test, *columns)
-    check_rows(known, tested, config.shots)
-    scorer = open_scorer(model, filename, revision, device=device)
+    known = open_labels(labels, given)
+    tested = None if test is None else open_labels(test, given)
+    _check_rows(known, tested, config.shots)
+    scorer = open_scorer(given)
     if config.train_visual_prompts and not scorer.config.prompts.n_visual:
         raise click.UsageError(f"--train-visual-prompts: {scorer.config.name} has no visual prompts")
     from grmp_score.report.adaptation import write_summary
 
     try:
         adapted = _adapt(scorer, known, tested, config, work, resume)
-        origin = {"repo": _repository(model), "test": None if test is None else test.name}
-        weights = _publish(adapted, scorer.weights, output, name, **origin)
+        weights = _publish(adapted, scorer.weights, output, name, model=given["model"], test=test)
         _write(adapted, weights, work, output, known.score_column)
     except KeyboardInterrupt:
         click.echo(_farewell(context, work), err=True)
@@ -213,6 +160,34 @@ def _check_folders(output: Path, work: Path, resume: bool) -> None:
         )
 
 
+def _check_rows(labels: Labels, test: Labels | None, shots: int | None) -> None:
+    """There are enough rows, and no image is both trained and tested on."""
+    if shots is not None and shots > len(labels):
+        raise DataError(
+            f"labels of {len(labels)} images, expected at least {shots}",
+            path=labels.source,
+            hint="Label more images, or lower --shots",
+        )
+    if test is None:
+        return
+    trained = {_identity(path): row for path, row in zip(labels.paths, labels.rows, strict=True)}
+    both = [(row, path) for path, row in zip(test.paths, test.rows, strict=True) if _identity(path) in trained]
+    if both:
+        row, path = both[0]
+        raise DataError(
+            f"row {row}: {str(path)!r} is also in row {trained[_identity(path)]} of {labels.source} "
+            f"({len(both)} such images); what is trained on cannot be tested on",
+            path=test.source,
+            hint="Remove these rows from one of the files, or leave out --test",
+        )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The same for all names of one file."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 def _adapt(
     scorer: Scorer, labels: Labels, test: Labels | None, config: FewShotConfig, work: Path, resume: bool
 ) -> Adapted:
@@ -229,10 +204,8 @@ def _adapt(
             hint = f"Give the same options, labels and model as before, or remove {work} to start anew"
             raise ConfigError(error.reason, path=error.path, hint=hint) from error
         raise
-    except GrmpScoreError as error:
-        if type(error) is not GrmpScoreError:
-            raise
-        shutil.rmtree(work)  # the loss is not finite: to continue would only end there again
+    except TrainingDivergedError as error:
+        shutil.rmtree(work)  # to continue would only end there again
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
     finally:
@@ -240,7 +213,9 @@ def _adapt(
             shutil.rmtree(work)
 
 
-def _publish(adapted: Adapted, start: Weights, folder: Path, name: str | None, **origin: str | None) -> Weights:
+def _publish(
+    adapted: Adapted, start: Weights, folder: Path, name: str | None, *, model: str | None, test: Path | None
+) -> Weights:
     """The adapted weights with their provenance, published figures and card.
 
     Args:
@@ -248,7 +223,8 @@ def _publish(adapted: Adapted, start: Weights, folder: Path, name: str | None, *
         start: from which weights.
         folder: to be written.
         name: of the new weights; None takes the folder's.
-        origin: ``repo``, the start's Hub repository, and ``test``, the test file's name.
+        model: how the user named the start.
+        test: file of the test labels, if they have one of their own.
     """
     from grmp_score.report.adaptation import complete
     from grmp_score.report.card import adapter_sha256, model_card
@@ -263,7 +239,7 @@ def _publish(adapted: Adapted, start: Weights, folder: Path, name: str | None, *
     stage = {
         **stage,
         "start_adapter_sha256": adapter_sha256(start),
-        "test": origin["test"],
+        "test": None if test is None else test.name,
         "settings": {**stage["settings"], **in_effect},
     }
     config = dataclasses.replace(
@@ -272,7 +248,7 @@ def _publish(adapted: Adapted, start: Weights, folder: Path, name: str | None, *
         results=complete(adapted.results, adapted.test_predictions),
         training={**old.training, "stage_2": stage},
     )
-    card = model_card(config, start, folder=folder.name, repo=origin["repo"])
+    card = model_card(config, start, folder=folder.name, repo=_repository(model))
     return dataclasses.replace(adapted.scorer.weights, config=config, card=card)
 
 

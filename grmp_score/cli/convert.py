@@ -12,7 +12,7 @@ import click
 @click.option(
     "-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write."
 )
-@click.option("--name", default=None, help="Name of the weights.  [default: the file's name]")
+@click.option("--name", help="Name of the weights.  [default: the file's name]")
 def command(checkpoint: Path, output: Path, name: str | None) -> None:
     """Convert an official GRMP-IQA checkpoint into a weights folder.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", shell_complete=complete_model)
-@click.option("--filename", default=None, metavar="FILE.pt", help="Official checkpoint in that repository.")
-@click.option("--revision", default=None, help="Branch, tag or commit of the Hub repository.")
+@click.option("--filename", metavar="FILE.pt", help="Official checkpoint in that repository.")
+@click.option("--revision", help="Branch, tag or commit of the Hub repository.")
 @click.option(
     "-o",
     "--output",
@@ -42,19 +41,19 @@ def command(model: str, filename: str | None, revision: str | None, output: Path
     """
     from grmp_score import weights
 
-    if filename is not None:
-        loaded, files = _checkpoint(model, filename, revision)
-    else:
-        loaded = weights.load(model, revision=revision)
+    loaded = weights.load(model, filename=filename, revision=revision)
+    if filename is None:
         loaded.build()  # what cannot be used is better known now than without a network
-        files = _files(model, revision, loaded)
-    place = files[0].parent
+    folder = next((p for p in (Path(model), weights.BUNDLED / model) if p.is_dir()), None)
+    files = _files(model, filename, revision, loaded, folder)
     size = sum(file.stat().st_size for file in files)
-    if Path(model).exists() or (weights.BUNDLED / model).is_dir():
+    if folder is not None:
         click.echo("nothing to fetch: this model is on this machine already", err=True)
-    click.echo(
-        f"{len(files)} files, {size / 1e6:.1f} MB; use it with: {_usage(model, filename, revision)}", err=True
-    )
+    usage = f"grmp-score PATHS --model {model}"
+    usage += f" --filename {filename}" if filename else ""
+    usage += f" --revision {revision}" if revision else ""
+    click.echo(f"{len(files)} files, {size / 1e6:.1f} MB; use it with: {usage}", err=True)
+    place = files[0].parent
     if output is not None:
         # Base weights from another repository become a file of the folder.
         place = dataclasses.replace(loaded, backbone=loaded.backbone_state()).save(output)
@@ -62,32 +61,19 @@ def command(model: str, filename: str | None, revision: str | None, output: Path
     click.echo(str(place))
 
 
-def _checkpoint(model: str, filename: str, revision: str | None) -> tuple[Weights, list[Path]]:
-    from grmp_score.weights import hub, official
-
-    folder = Path(model)
-    file = folder / filename if folder.is_dir() else hub.fetch_file(model, filename, revision=revision)
-    return official.load_official(file, name=f"{model}/{filename}"), [file]
-
-
-def _files(model: str, revision: str | None, loaded: Weights) -> list[Path]:
+def _files(
+    model: str, filename: str | None, revision: str | None, loaded: Weights, folder: Path | None
+) -> list[Path]:
     """The files of a model that `weights.load` has just read: no network is needed to find them."""
     from grmp_score import weights
-    from grmp_score.errors import HubError
     from grmp_score.weights import hub
     from grmp_score.weights.tensors import TensorFile
 
-    folder = next((p for p in (Path(model), weights.BUNDLED / model) if p.is_dir()), None)
-    names = [weights.CONFIG, weights.ADAPTER, weights.CARD]
+    names = [filename] if filename else [weights.CONFIG, weights.ADAPTER]
+    if not filename and loaded.card:
+        names.append(weights.CARD)
     if folder is not None:
-        files = [folder / name for name in names if (folder / name).is_file()]
+        files = [folder / name for name in names]
     else:
-        files = [hub.fetch_file(model, name, revision=revision, local_files_only=True) for name in names[:2]]
-        with contextlib.suppress(HubError):  # a model without a card
-            files.append(hub.fetch_file(model, weights.CARD, revision=revision, local_files_only=True))
+        files = [hub.fetch_file(model, name, revision=revision, local_files_only=True) for name in names]
     return [*files, loaded.backbone.path] if isinstance(loaded.backbone, TensorFile) else files
-
-
-def _usage(model: str, filename: str | None, revision: str | None) -> str:
-    extra = (f" --filename {filename}" if filename else "") + (f" --revision {revision}" if revision else "")
-    return f"grmp-score PATHS --model {model}{extra}"

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from grmp_score.cli.options import (
-    check_source,
     device_option,
     format_option,
     label_options,
@@ -28,30 +27,14 @@ from grmp_score.report.evaluation import FORMATS, write_json, write_table
 @label_options
 @model_options
 @click.option("--by", metavar="COLUMN", help="Also measure every group of images with one value in this column.")
-@click.option(
-    "--worst",
-    type=click.IntRange(0),
-    default=10,
-    show_default=True,
-    help="How many of the largest disagreements to list.",
-)
+@click.option("--worst", type=click.IntRange(0), default=10, help="How many of the largest disagreements to list.")
 @format_option(FORMATS)
 @output_option
 @patches_option
 @device_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the intervals.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the intervals.")
 def command(
-    model: str | None,
-    filename: str | None,
-    revision: str | None,
-    by: str | None,
-    worst: int,
-    output_format: str,
-    output: Path | None,
-    patches: int | None,
-    device: str,
-    seed: int,
-    **label_settings: Any,
+    labels: Path, by: str | None, worst: int, output_format: str, output: Path | None, seed: int, **given: Any
 ) -> None:
     """Measure how well a model agrees with your own labels.
 
@@ -70,23 +53,22 @@ def command(
 
     Exit status: 0 everything was scored, 1 some images could not be (named on stderr), 2 wrong usage or labels.
     """
-    check_source(model, filename)
-    labels = open_labels(**label_settings)
+    known = open_labels(labels, given)
     if by is not None:
-        labels.column(by)  # a misspelt name is better found before the scoring
-    scorer = open_scorer(model, filename, revision, device=device, patches=patches)
+        known.column(by)  # a misspelt name is better found before the scoring
+    scorer = open_scorer(given)
     from grmp_score.trainer.evaluation import evaluate
 
     with destination(output) as stream:
-        with progress_bar("Scoring", len(labels), unit="images") as advance:
-            result = evaluate(scorer, labels, by, seed, worst, advance)
+        with progress_bar("Scoring", len(known), unit="images") as progress:
+            result = evaluate(scorer, known, by, seed, worst, progress)
         name = scorer.config.name
         if output_format == "json":
-            write_json(stream, result, labels, model=name, patches=scorer.preprocess.patches, seed=seed, by=by)
+            write_json(stream, result, known, model=name, patches=scorer.preprocess.patches, seed=seed, by=by)
         else:
-            write_table(stream, result, labels, model=name, by=by)
+            write_table(stream, result, known, model=name, by=by)
     if result.unscored:
         for image in result.unscored:
-            click.echo(f"{labels.source}: row {image.row}: {str(image.path)!r}: {image.error}", err=True)
-        click.echo(f"{len(result.unscored)} of {len(labels)} images could not be scored", err=True)
+            click.echo(f"{known.source}: row {image.row}: {str(image.path)!r}: {image.error}", err=True)
+        click.echo(f"{len(result.unscored)} of {len(known)} images could not be scored", err=True)
         sys.exit(1)

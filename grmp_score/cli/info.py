@@ -11,7 +11,7 @@ from grmp_score.cli.completion import complete_model
 
 @click.command()
 @click.argument("model", required=False, shell_complete=complete_model)
-@click.option("--revision", default=None, help="Branch, tag or commit of the Hub repository.")
+@click.option("--revision", help="Branch, tag or commit of the Hub repository.")
 @click.option("--json", "as_json", is_flag=True, help="Everything, with the whole configuration, as JSON.")
 def command(model: str | None, revision: str | None, as_json: bool) -> None:
     """Show what a set of weights is.

@@ -1,9 +1,10 @@
-"""Options and checks that several commands share: opening a model, reading labels, writing results."""
+"""Options and checks that several commands share: a model, images, labels, results."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,160 +19,143 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def model_options(command: F) -> F:
-    """Adds the options that `open_scorer` takes, but for those of `Scorer`."""
-    options = (
-        click.option(
-            "-m",
-            "--model",
-            default=None,
-            metavar="MODEL",
-            help="Weights folder, Hub repository (owner/name) or bundled model.  "
-            "[default: mini, which needs no network]",
-        ),
-        click.option(
-            "--filename", default=None, metavar="FILE.pt", help="Official checkpoint in that folder or repository."
-        ),
-        click.option("--revision", default=None, help="Branch, tag or commit of the Hub repository."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+def all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """One decorator that adds several options, in this order."""
 
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+#: What `open_scorer` needs to find a model.
+model_options = all_of(
+    click.option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="Weights folder, Hub repository (owner/name) or bundled model.  "
+        "[default: mini, which needs no network]",
+    ),
+    click.option("--filename", metavar="FILE.pt", help="Official checkpoint in that folder or repository."),
+    click.option("--revision", help="Branch, tag or commit of the Hub repository."),
+)
 
 device_option = click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Where to compute."
 )
 
 patches_option = click.option(
     "--patches", type=click.IntRange(1), help="Patches per image.  [default: the weights' own, usually 10]"
 )
 
-output_option = click.option(
-    "-o",
-    "--output",
+
+def _known_colour(context: click.Context, parameter: click.Parameter, text: str) -> str:
+    if text != "white":  # Pillow, which knows the names of colours, need not be imported for the usual one
+        from PIL import ImageColor
+
+        try:
+            ImageColor.getrgb(text)
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r} is no colour; expected a name or #rrggbb") from error
+    return text
+
+
+background_option = click.option(
+    "--background", default="white", metavar="COLOUR", callback=_known_colour, help="What lies under transparency."
+)
+
+max_pixels_option = click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Refuse images of more pixels (width x height).  [default: 250 million]",
+)
+
+cache_option = click.option(
+    "--cache",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write to this file, not to the screen.",
+    metavar="FILE.sqlite",
+    help="Keep scores in this file and look them up there, by content.  Several runs may share it.",
+)
+
+#: The options of `Scorer` that decide how fast it works.
+speed_options = all_of(
+    click.option(
+        "--batch-size", type=click.IntRange(1), help="Images per pass.  [default: 1 to 8 on a CPU, else 16]"
+    ),
+    click.option(
+        "--workers", type=click.IntRange(1), help="Threads that read images.  [default: cores, at most 4]"
+    ),
+)
+
+output_option = click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file, not to the screen."
 )
 
 
 def format_option(formats: Sequence[str]) -> Callable[[F], F]:
     """Adds ``--format``, passed as ``output_format``; the table is the default."""
     return click.option(
-        "-f",
-        "--format",
-        "output_format",
-        type=click.Choice(formats),
-        default="table",
-        show_default=True,
-        help="Form of the output.",
+        "-f", "--format", "output_format", type=click.Choice(formats), default="table", help="Form of the output."
     )
 
 
-def label_options(command: F) -> F:
-    """Adds the options that `open_labels` takes."""
-    options = (
-        click.option(
-            "--labels",
-            required=True,
-            type=click.Path(path_type=Path),
-            help="CSV with a header: a column of images, a column of scores.",
-        ),
-        click.option(
-            "--images",
-            type=click.Path(path_type=Path),
-            help="Folder that relative image paths start from.  [default: the CSV's]",
-        ),
-        click.option("--image-column", help="[default: image, path, file or filename]"),
-        click.option("--score-column", help="[default: mos, score, rating, quality, label or dmos]"),
-        click.option(
-            "--lower-is-better/--higher-is-better",
-            default=None,
-            help="Direction of the scores.  [default: lower for a column named dmos, else higher]",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+#: What `open_labels` needs.
+label_options = all_of(
+    click.option(
+        "--labels",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="CSV with a header: a column of images, a column of scores.",
+    ),
+    click.option(
+        "--images",
+        type=click.Path(path_type=Path),
+        help="Folder that relative image paths start from.  [default: the CSV's]",
+    ),
+    click.option("--image-column", help="[default: image, path, file or filename]"),
+    click.option("--score-column", help="[default: mos, score, rating, quality, label or dmos]"),
+    click.option(
+        "--lower-is-better/--higher-is-better",
+        default=None,
+        help="Direction of the scores.  [default: lower for a column named dmos, else higher]",
+    ),
+)
 
 
-def open_labels(
-    labels: Path,
-    images: Path | None,
-    image_column: str | None,
-    score_column: str | None,
-    lower_is_better: bool | None,
-    *,
-    minimum: int = 5,
-) -> Labels:
-    """Reads labels; the hints of errors name options of the command line."""
-    from grmp_score.trainer.data.labels import read_labels
-
-    try:
-        return read_labels(
-            labels,
-            images=images,
-            image_column=image_column,
-            score_column=score_column,
-            lower_is_better=lower_is_better,
-            minimum=minimum,
-        )
-    except DataError as error:
-        hint = re.sub(r"\((\w+)=\.\.\.\)", lambda m: f"(--{m[1].replace('_', '-')})", error.hint or "")
-        raise DataError(error.reason, path=error.path, hint=hint or None) from error
-
-
-def check_rows(labels: Labels, test: Labels | None, shots: int | None) -> None:
-    """There are enough rows, and no image is both trained and tested on."""
-    if shots is not None and shots > len(labels):
-        raise DataError(
-            f"labels of {len(labels)} images, expected at least {shots}",
-            path=labels.source,
-            hint="Label more images, or lower --shots",
-        )
-    if test is None:
-        return
-    seen = {_identity(path): row for path, row in zip(labels.paths, labels.rows, strict=True)}
-    both = [
-        (row, path, seen[_identity(path)])
-        for path, row in zip(test.paths, test.rows, strict=True)
-        if _identity(path) in seen
-    ]
-    if both:
-        row, path, other = both[0]
-        raise DataError(
-            f"row {row}: {str(path)!r} is also in row {other} of {labels.source} ({len(both)} such images); what "
-            "is trained on cannot be tested on",
-            path=test.source,
-            hint="Remove these rows from one of the files, or leave out --test",
-        )
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
-
-
-def check_source(model: str | None, filename: str | None) -> None:
-    """Refuses a checkpoint's name without the place it lies in."""
-    if filename is not None and model is None:
-        raise click.UsageError("--filename needs --model, the folder or repository it lies in")
-
-
-def open_scorer(model: str | None, filename: str | None, revision: str | None, **options: Any) -> Scorer:
+def open_scorer(given: Mapping[str, Any]) -> Scorer:
     """A scorer of the named model, or of the bundled one.
 
     Args:
-        model, filename, revision: what `model_options` give.
-        options: those of `Scorer`.
-    """
-    # Torch and NumPy take long to import: after the arguments are known to be right, not before.
-    from grmp_score.scorer import Scorer
+        given: the options of the command; those of `model_options` and of `ScorerOptions` are used.  What is None
+            keeps the library's default.
 
-    if model is None:  # not by its name: a folder of that name must not take its place
+    Raises:
+        click.UsageError: ``--filename`` without ``--model``, the place it lies in.
+        HubError, WeightsError, ConfigError: as `Scorer.from_pretrained`.
+    """
+    if given["filename"] is not None and given["model"] is None:
+        raise click.UsageError("--filename needs --model, the folder or repository it lies in")
+    # Torch and NumPy take long to import: after the arguments are known to be right, not before.
+    from grmp_score.scorer import Scorer, ScorerOptions
+
+    names = [field.name for field in dataclasses.fields(ScorerOptions)]
+    options = {name: given[name] for name in names if given.get(name) is not None}
+    if given["model"] is None:  # not by its name: a folder of that name must not take its place
         return Scorer(**options)
-    return Scorer.from_pretrained(model, filename=filename, revision=revision, **options)
+    return Scorer.from_pretrained(given["model"], filename=given["filename"], revision=given["revision"], **options)
+
+
+def open_labels(file: Path, given: Mapping[str, Any]) -> Labels:
+    """Reads a file of labels by the other `label_options`; the hints of errors name options of the command line."""
+    from grmp_score.trainer.data.labels import read_labels
+
+    names = ("images", "image_column", "score_column", "lower_is_better")
+    try:
+        return read_labels(file, **{name: given[name] for name in names})
+    except DataError as error:
+        hint = re.sub(r"\((\w+)=\.\.\.\)", lambda m: f"(--{m[1].replace('_', '-')})", error.hint or "")
+        raise DataError(error.reason, path=error.path, hint=hint or None) from error

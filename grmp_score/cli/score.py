@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
-from grmp_score.cli.options import (
-    check_source,
-    device_option,
-    model_options,
-    open_scorer,
-    output_option,
-    patches_option,
-)
-from grmp_score.cli.output import continuing, destination, replacing
-from grmp_score.cli.progress import Advance, progress_bar
-from grmp_score.cli.score_options import EPILOG, HELP_SECTIONS, Settings, settings_options
-from grmp_score.cli.sections import sectioned
-from grmp_score.cli.sources import count_ahead, named_images
-from grmp_score.report.resume import Earlier
-from grmp_score.report.rows import Model, printable
+from grmp_score.cli.options import open_scorer
+from grmp_score.cli.output import append_text, destination, results_file
+from grmp_score.cli.progress import Progress, progress_bar
+from grmp_score.cli.score_options import EPILOG, STDIN, ScoreCommand, check, score_options
+from grmp_score.display import printable
+from grmp_score.images.find import find_images, read_list
+from grmp_score.report.resume import Earlier, read_earlier
+from grmp_score.report.rows import FIELDS, WeightsInfo
 from grmp_score.report.table import TableWriter
 from grmp_score.report.writers import (
     DELIMITERS,
@@ -37,30 +34,17 @@ from grmp_score.report.writers import (
     Writer,
     import_pyarrow,
 )
+from grmp_score.score import AnyScore, FailedScore, Score
 
 if TYPE_CHECKING:
     from grmp_score.pipeline.cache import ScoreCache
-    from grmp_score.score import AnyScore
     from grmp_score.scorer import Scorer
 
 
-@click.command(cls=sectioned(HELP_SECTIONS), epilog=EPILOG)
+@click.command(cls=ScoreCommand, epilog=EPILOG)
 @click.argument("paths", nargs=-1, type=click.Path(path_type=str))
-@settings_options
-@output_option
-@model_options
-@patches_option
-@device_option
-def command(
-    paths: tuple[str, ...],
-    output: Path | None,
-    model: str | None,
-    filename: str | None,
-    revision: str | None,
-    patches: int | None,
-    device: str,
-    **options: Any,
-) -> None:
+@score_options
+def command(**given: Any) -> None:
     """Score images: how good do they look, from 0 (bad) to 1 (good)?
 
     PATHS are image files, folders (searched recursively, hidden files skipped) and "-" for a list of them on
@@ -82,105 +66,135 @@ def command(
       grmp-score photos/ --resume scores.jsonl
       grmp-score -- adapt            (a file that is called like a command)
     """
-    check_source(model, filename)
-    settings = Settings.of(paths, output, options)
+    options = SimpleNamespace(**given)
+    check(options)
+    names, earlier = named_images(options.paths, options.from_file), Earlier()
     with contextlib.ExitStack() as stack:
-        stream, earlier = None, Earlier()
-        names = named_images(paths, settings.from_file)
-        if settings.resume is not None:
-            stream, earlier = stack.enter_context(continuing(settings.resume, settings.output_format))
-            settings = settings.with_fields(earlier.fields)
+        if options.resume is not None:
+            options.output = stack.enter_context(results_file(options.resume, resume=True))
+            earlier = read_earlier(options.output, options.output_format)
             names = earlier.remaining(names)
+            if options.fields is not None and earlier.fields not in (None, options.fields):
+                have = ",".join(earlier.fields or ())
+                raise click.UsageError(f"the rows in {options.resume} have the fields {have}; --fields differs")
+            options.fields = earlier.fields or options.fields
+        count = Count(done=earlier.rows, failed=earlier.failed)
         first = next(names, None)
-        tally = Tally(settings, done=earlier.rows, failed=earlier.failed)
+        if first is None and not earlier.rows:
+            places = ", ".join([*options.paths, *map(str, options.from_file)])
+            raise click.UsageError(f"no images found in: {places}")
         if first is not None:
-            cache = stack.enter_context(open_cache(settings)) if settings.cache is not None else None
-            scorer = open_scorer(
-                model,
-                filename,
-                revision,
-                device=device,
-                patches=patches,
-                **settings.scorer_options,
-            )
-            about = Model.of(scorer.config, scorer.checksum)
-            if settings.resume is not None:
-                earlier.check(about, scorer.preprocess.patches, path=str(settings.resume))
-            tally.begin(scorer, about)
-            scores = scored(settings, scorer, chain([first], names), cache)
+            cache = stack.enter_context(open_cache(options)) if options.cache is not None else None
+            scorer = open_scorer(given)
+            model = WeightsInfo.of(scorer.config, scorer.checksum)
+            if options.resume is not None:
+                earlier.check(model, scorer.preprocess.patches, path=options.output)
+            began = time.monotonic()
+            scores = scored(options, scorer, chain([first], names), cache)
             # The first score before anything is written: weights that fit nothing are refused without a trace.
             scores = chain([next(scores)], scores)
-            with progress_bar(
-                "Scoring", None, unit="images", streaming=settings.streaming, quiet=settings.quiet
-            ) as advance:
-                count_ahead(paths, settings.from_file, advance, less=earlier.rows)
-                with writing(settings, stream, about, header=earlier.fields is None) as writer:
-                    for score in settings.selection.apply(tally.watch(scores, advance)):
-                        writer.write(score)
-                        if settings.explain is not None and score.path is not None and score.error is None:
-                            explain(scorer, score.path, settings.explain)
-                    # On Ctrl-C what has been scored is selected, sorted and written like a complete run.
-                    writer.close()
-                    if tally.interrupted:
-                        raise KeyboardInterrupt
-            tally.end(scorer, cache)
-        elif not earlier.rows:
-            raise click.UsageError(f"no images found in: {', '.join([*paths, *map(str, settings.from_file)])}")
-    if tally.failed:
-        tally.say(f"{tally.failed} of {tally.done} images could not be scored")
+            if options.verbose:
+                say_what_is_used(scorer, cache, earlier)
+            with (
+                progress_bar(
+                    "Scoring", None, unit="images", streaming=options.streaming, quiet=options.quiet
+                ) as progress,
+                open_writer(options, model, earlier) as writer,
+            ):
+                count_ahead(options.paths, options.from_file, progress, less=earlier.rows)
+                for score in options.selection.apply(counted(scores, count, progress, options)):
+                    writer.write(score)
+                    if options.explain is not None and not isinstance(score, FailedScore):
+                        explain(scorer, score, options.explain)
+                if count.interrupted:
+                    raise KeyboardInterrupt
+            if options.verbose:
+                say_how_long_it_took(time.monotonic() - began, count.done - earlier.rows, scorer, cache)
+    if count.failed:
+        if not options.quiet:
+            click.echo(f"{count.failed} of {count.done} images could not be scored", err=True)
         sys.exit(1)
 
 
-class Tally:
-    """Counts what is done, and says on stderr what rows do not show."""
+def named_images(paths: Sequence[str], lists: Sequence[Path]) -> Iterator[str]:
+    """The images behind arguments (``-``: a list on standard input) and in lists, one by one as they are found."""
+    for path in paths:
+        if path == STDIN:
+            yield from find_images(read_list(cast(BinaryIO, sys.stdin.buffer)), patterns=False)
+        else:
+            yield from find_images([path])
+    for file in lists:
+        with open(file, "rb") as stream:
+            yield from find_images(read_list(stream), patterns=False)
 
-    def __init__(self, settings: Settings, *, done: int, failed: int) -> None:
-        self.done, self.failed, self.interrupted = done, failed, False
-        self._settings, self._before, self._began = settings, done, time.monotonic()
 
-    def say(self, text: str) -> None:
-        if not self._settings.quiet:
-            click.echo(text, err=True)
+def count_ahead(paths: Sequence[str], lists: Sequence[Path], progress: Progress, *, less: int = 0) -> None:
+    """Counts the images in the background, for a progress display that knows its end.
 
-    def begin(self, scorer: Scorer, model: Model) -> None:
-        """Notes for ``--verbose`` on what is about to be used."""
-        self._began = time.monotonic()
-        if self._settings.verbose:
-            self.say(f"model {printable(model.name)}, checksum {model.checksum}")
-            device = f", device {scorer.device}" if scorer.is_built else ""
-            self.say(f"{scorer.preprocess.patches} patches per image{device}")
-            if self.done:
-                self.say(f"{self.done} images have been scored before")
+    What can only be read once (standard input, pipes) or is far away (addresses) is not counted, nor is anything
+    where nobody would see it.
 
-    def watch(self, scores: Iterable[AnyScore], advance: Advance) -> Iterator[AnyScore]:
-        """Passes scores on.  Ctrl-C ends the stream; whoever consumes it can finish what it does."""
+    Args:
+        paths, lists: as for `named_images`.
+        progress: its ``total`` is set when the number is known.
+        less: images that need no work.
+    """
+    if not progress.shown or STDIN in paths or any("://" in path for path in paths):
+        return
+    if not all(file.is_file() for file in lists):
+        return
+
+    def count() -> None:
         try:
-            for score in scores:
-                self.done += 1
-                self.failed += score.error is not None
-                if score.error is not None and self._settings.names_failures:
-                    self.say(f"{printable(score.path or '')}: {printable(score.error)}")
-                advance(1)
-                yield score
-        except KeyboardInterrupt:
-            self.interrupted = True
+            progress.total = max(0, sum(1 for _ in named_images(paths, lists)) - less)
+        except Exception:
+            return  # the same failure meets the images themselves, and is told there
 
-    def end(self, scorer: Scorer, cache: ScoreCache | None) -> None:
-        """A summary for ``--verbose``."""
-        if self._settings.verbose:
-            seconds, images = time.monotonic() - self._began, self.done - self._before
-            cached = ""
-            if cache is not None:
-                model = f"device {scorer.device}" if scorer.is_built else "the model was not needed"
-                cached = f", {cache.hits} from the cache, {model}"
-            self.say(f"{images} images in {seconds:.1f} s ({images / max(seconds, 1e-9):.1f} per second){cached}")
+    threading.Thread(target=count, name="grmp-score-count", daemon=True).start()
+
+
+@dataclass
+class Count:
+    """How far a run is.
+
+    Attributes:
+        done: images that are scored or have failed, those of an earlier run included.
+        failed: those of them that have failed.
+        interrupted: whether Ctrl-C has ended the run.
+    """
+
+    done: int
+    failed: int
+    interrupted: bool = False
+
+
+def counted(
+    scores: Iterable[AnyScore], count: Count, progress: Progress, options: SimpleNamespace
+) -> Iterator[AnyScore]:
+    """Passes scores on, and names failures that get no row.
+
+    Ctrl-C ends the scores and nothing else: what has been scored is selected, sorted and written like a complete
+    run.
+    """
+    named = options.verbose or options.selection.filters or options.output_format == "paths"
+    try:
+        for score in scores:
+            count.done += 1
+            if isinstance(score, FailedScore):
+                count.failed += 1
+                if named and not options.quiet:
+                    click.echo(f"{printable(score.path or '')}: {printable(score.error)}", err=True)
+            progress()
+            yield score
+    except KeyboardInterrupt:
+        count.interrupted = True
 
 
 def scored(
-    settings: Settings, scorer: Scorer, names: Iterable[str], cache: ScoreCache | None
+    options: SimpleNamespace, scorer: Scorer, names: Iterable[str], cache: ScoreCache | None
 ) -> Iterator[AnyScore]:
     """The scores, computed here or on a Ray cluster."""
-    if settings.engine == "local":
+    if options.engine == "local":
         return scorer.score_many(names, cache=cache)
     from grmp_score.integrations.ray import score_paths
     from grmp_score.integrations.ray_cluster import ray_data
@@ -189,53 +203,82 @@ def scored(
     return score_paths(
         names,
         model=scorer,
-        address=settings.address,
-        workers=settings.workers,
-        batch_size=settings.batch_size,
+        address=options.address,
+        workers=options.workers,
+        batch_size=options.batch_size,
         background=scorer.background,
         max_pixels=scorer.max_pixels,
     )
 
 
-def explain(scorer: Scorer, path: str, folder: Path) -> None:
-    """A picture that explains a score, for ``--explain``."""
-    from grmp_score.report.explanation import write_explanation
-
-    write_explanation(scorer, path, folder)
-
-
-def open_cache(settings: Settings) -> ScoreCache:
-    from grmp_score.pipeline.cache import ScoreCache
-
-    assert settings.cache is not None
-    return ScoreCache(settings.cache, trust_mtime=settings.trust_mtime)
-
-
 @contextlib.contextmanager
-def writing(settings: Settings, stream: IO[str] | None, model: Model, *, header: bool) -> Iterator[Writer]:
-    """A writer of the chosen format to the chosen place; closed also when something goes wrong."""
+def open_writer(options: SimpleNamespace, model: WeightsInfo, earlier: Earlier) -> Iterator[Writer]:
+    """A writer of the chosen format to the chosen place; it is closed at the end, whatever happens."""
+    fields = options.fields or FIELDS
     with contextlib.ExitStack() as stack:
-        if settings.output_format == "parquet":
-            assert settings.output is not None
+        if options.output_format == "parquet":
             import_pyarrow()  # before a file is made
-            writer: Writer = ParquetWriter(stack.enter_context(replacing(settings.output)), model, settings.fields)
+            file = stack.enter_context(results_file(options.output))
+            writer: Writer = ParquetWriter(file, model, fields)
+        elif options.resume is not None:
+            os.truncate(options.output, earlier.size)  # without what was torn off
+            stream = stack.enter_context(append_text(options.output))
+            writer = text_writer(options, stream, model, fields, header=earlier.fields is None)
         else:
-            text = stream or stack.enter_context(destination(settings.output))
-            writer = text_writer(settings, text, model, header=header)
+            stream = stack.enter_context(destination(options.output))
+            writer = text_writer(options, stream, model, fields)
         try:
             yield writer
         except BaseException:
             with contextlib.suppress(OSError):  # what went wrong first is what is told
                 writer.close()
             raise
+        writer.close()
 
 
-def text_writer(settings: Settings, stream: IO[str], model: Model, *, header: bool) -> Writer:
-    kind = settings.output_format
+def text_writer(
+    options: SimpleNamespace, stream: IO[str], model: WeightsInfo, fields: Sequence[str], *, header: bool = True
+) -> Writer:
+    """The writer of a format that is text."""
+    kind = options.output_format
     if kind in DELIMITERS:
-        return DelimitedWriter(stream, model, settings.fields, delimiter=DELIMITERS[kind], header=header)
+        return DelimitedWriter(stream, model, fields, delimiter=DELIMITERS[kind], header=header)
     if kind == "jsonl":
-        return JsonLinesWriter(stream, model, settings.fields)
+        return JsonLinesWriter(stream, model, fields)
     if kind == "paths":
-        return PathsWriter(stream, "\0" if settings.null else "\n")
-    return TableWriter(stream, model, live=settings.streaming and stream.isatty())
+        return PathsWriter(stream, "\0" if options.null else "\n")
+    return TableWriter(stream, model, live=options.streaming and stream.isatty())
+
+
+def open_cache(options: SimpleNamespace) -> ScoreCache:
+    """The file of ``--cache``."""
+    from grmp_score.pipeline.cache import ScoreCache
+
+    return ScoreCache(options.cache, trust_mtime=options.trust_mtime)
+
+
+def explain(scorer: Scorer, score: Score, folder: Path) -> None:
+    """A picture that explains a score, for ``--explain``."""
+    from grmp_score.report.explanation import write_explanation
+
+    if score.path is not None:
+        write_explanation(scorer, score.path, folder)
+
+
+def say_what_is_used(scorer: Scorer, cache: ScoreCache | None, earlier: Earlier) -> None:
+    """The notes of ``--verbose`` at the beginning."""
+    click.echo(f"model {printable(scorer.config.name)}, checksum {scorer.checksum}", err=True)
+    # Where a cache may know all scores, naming the device would import torch, which takes seconds.
+    device = f", device {scorer.device}" if cache is None or scorer.is_built else ""
+    click.echo(f"{scorer.preprocess.patches} patches per image{device}", err=True)
+    if earlier.rows:
+        click.echo(f"{earlier.rows} images have been scored before", err=True)
+
+
+def say_how_long_it_took(seconds: float, images: int, scorer: Scorer, cache: ScoreCache | None) -> None:
+    """The note of ``--verbose`` at the end."""
+    text = f"{images} images in {seconds:.1f} s ({images / max(seconds, 1e-9):.1f} per second)"
+    if cache is not None:
+        model = f"device {scorer.device}" if scorer.is_built else "the model was not needed"
+        text += f", {cache.hits} from the cache, {model}"
+    click.echo(text, err=True)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from grmp_score.errors import ResultsError
-from grmp_score.report.rows import FIELDS, Model
+from grmp_score.report.rows import FIELDS, WeightsInfo
 from grmp_score.report.writers import DELIMITERS
 
 #: Without these fields it cannot be known what is done, and by which model.
@@ -21,7 +21,7 @@ NEEDED = ("path", "checksum")
 
 @dataclass
 class Earlier:
-    """What a file of results holds already.
+    """What a file of results holds already.  A million rows take some 250 MB: their paths are kept.
 
     Attributes:
         fields: of its rows; None when there are none yet.
@@ -30,6 +30,7 @@ class Earlier:
         size: bytes up to the end of the last complete row; what follows was torn off when the run was stopped.
         models: checksum of a model that rows are of -> its name.
         patches: numbers of patches per image.
+        done: path -> how many rows it has.
     """
 
     fields: tuple[str, ...] | None = None
@@ -38,22 +39,22 @@ class Earlier:
     size: int = 0
     models: dict[str, str] = field(default_factory=dict)
     patches: set[int] = field(default_factory=set)
-    _done: Counter[bytes] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
 
-    def check(self, model: Model, patches: int, *, path: str) -> None:
+    def check(self, model: WeightsInfo, patches: int, *, path: Path) -> None:
         """The rows are of this model with this number of patches per image.
 
         Raises:
             ResultsError: they are of another, and the scores could not be compared.
         """
-        others = {checksum: name for checksum, name in self.models.items() if checksum != model.checksum}
-        for checksum, name in others.items():
-            raise ResultsError(
-                f"holds results of the model {name!r} (checksum {checksum}), this run would use "
-                f"{model.name!r} ({model.checksum})",
-                path=path,
-                hint="Use that model, or write to another file",
-            )
+        for checksum, name in self.models.items():
+            if checksum != model.checksum:
+                raise ResultsError(
+                    f"holds results of the model {name!r} (checksum {checksum}), this run would use "
+                    f"{model.name!r} ({model.checksum})",
+                    path=path,
+                    hint="Use that model, or write to another file",
+                )
         if self.patches - {patches}:
             raise ResultsError(
                 f"holds scores of {min(self.patches - {patches})} patches per image, this run would use {patches}",
@@ -62,135 +63,108 @@ class Earlier:
             )
 
     def remaining(self, paths: Iterable[str]) -> Iterator[str]:
-        """The paths that have no row yet; one that stands there twice needs two."""
-        left = Counter(self._done)
+        """The paths that have no row yet; one that is named twice needs two."""
+        left = self.done.copy()
         for path in paths:
-            key = _key(path)
-            if left[key] > 0:
-                left[key] -= 1
+            if left[path] > 0:
+                left[path] -= 1
             else:
                 yield path
 
-    def _add(self, record: dict[str, str | None]) -> None:
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Notes a row.
+
+        Raises:
+            KeyError, ValueError: it is none.
+        """
+        if record.get("patches"):
+            self.patches.add(int(float(record["patches"])))
+        self.done[str(record["path"] or "")] += 1
+        self.models.setdefault(str(record["checksum"] or ""), str(record.get("model") or ""))
         self.rows += 1
         self.failed += bool(record.get("error"))
-        self._done[_key(record["path"] or "")] += 1
-        self.models.setdefault(record["checksum"] or "", record.get("model") or "")
-        if record.get("patches"):
-            self.patches.add(int(float(record["patches"] or 0)))
 
 
-def read_earlier(file: BinaryIO, output_format: str, *, path: str) -> Earlier:
-    """Reads results from the beginning.  Only a row that is the last one may be incomplete.
+def read_earlier(path: Path, output_format: str) -> Earlier:
+    """Reads what an earlier run wrote.  Only a row that is the last one may be incomplete.
 
     Args:
-        file: what an earlier run wrote.
+        path: the file.
         output_format: one of `RESUMABLE`.
-        path: its name, for errors.
 
     Raises:
         ResultsError: it holds something else, or lacks the fields of `NEEDED`.
     """
-    earlier = Earlier()
-    rows = _json_rows(file) if output_format == "jsonl" else _delimited_rows(file, DELIMITERS[output_format])
-    torn = 0
-    for item in rows:
+    earlier, line, torn = Earlier(), 1, b""
+    for row in _rows(path, quoting=output_format != "jsonl"):
         if torn:
-            raise ResultsError(f"line {torn} is no row of results in the format {output_format}", path=path)
-        if item.record is None:
-            torn = item.line
+            raise ResultsError(f"line {line} is no row of results in the format {output_format}", path=path)
+        record = _parse(row, output_format, earlier.fields)
+        if record is None:
+            torn = row
             continue
+        is_header = earlier.fields is None and output_format != "jsonl"
         if earlier.fields is None:
-            earlier.fields = tuple(item.record)
-            unknown = [name for name in earlier.fields if name not in FIELDS]
-            missing = [name for name in NEEDED if name not in earlier.fields]
-            if unknown or missing:
-                what = (
-                    f"unknown fields {unknown}" if unknown else f"no field {missing[0]!r}, which tells what is done"
-                )
-                raise ResultsError(f"cannot go on with results that have {what}", path=path)
-        try:
-            if not item.header:
-                earlier._add(item.record)
-        except (KeyError, ValueError) as error:
-            raise ResultsError(f"line {item.line} is no row of results", path=path) from error
-        earlier.size = item.end
-    if torn and earlier.fields is None:
-        file.seek(0)
-        if not _begins_like_results(file.read(64), output_format):
-            raise ResultsError(f"holds something else than results in the format {output_format}", path=path)
+            earlier.fields = _known_fields(record, path)
+        if not is_header:
+            try:
+                earlier.add(record)
+            except (KeyError, ValueError) as error:
+                raise ResultsError(f"line {line} is no row of results", path=path) from error
+        line += row.count(b"\n")
+        earlier.size += len(row)
+    if torn and earlier.fields is None and not _may_begin_results(torn, output_format):
+        raise ResultsError(f"holds something else than results in the format {output_format}", path=path)
     return earlier
 
 
-def _begins_like_results(head: bytes, output_format: str) -> bool:
-    """Whether a file without one complete row is what a stopped run may have left, and not somebody's letter."""
+def _rows(path: Path, *, quoting: bool) -> Iterator[bytes]:
+    """Rows with their ends, as they stand in the file.  With quotes a row goes on until all of them are closed."""
+    lines, quotes = list[bytes](), 0
+    with open(path, "rb") as file:
+        for line in file:
+            lines.append(line)
+            quotes += line.count(b'"') if quoting else 0
+            if quotes % 2 == 0:
+                yield b"".join(lines)
+                lines.clear()
+    if lines:
+        yield b"".join(lines)
+
+
+def _parse(row: bytes, output_format: str, fields: Sequence[str] | None) -> dict[str, Any] | None:
+    """A row by its fields; the first of a delimited file, its header, names them.  None: it is not complete."""
+    if not row.endswith(b"\n"):
+        return None
     if output_format == "jsonl":
-        if head in (b"{", b'{"'):
-            return True
-        if not head.startswith(b'{"'):
-            return False
-        head = head[2:]
-    name = re.match(rb"\w+", head)
-    return name is not None and any(field.startswith(name[0].decode()) for field in FIELDS)
-
-
-class _Item(NamedTuple):
-    line: int
-    end: int  # offset in bytes
-    record: dict[str, str | None] | None  # None: not a row
-    header: bool = False
-
-
-def _json_rows(file: BinaryIO) -> Iterator[_Item]:
-    end = 0
-    for number, line in enumerate(file, start=1):
-        end += len(line)
-        record = None
-        if line.endswith(b"\n"):
-            try:
-                parsed = json.loads(line)
-            except ValueError:
-                parsed = None
-            if isinstance(parsed, dict):
-                record = {name: None if value is None else str(value) for name, value in parsed.items()}
-        yield _Item(number, end, record)
-
-
-class _Lines:
-    """The lines of a file as text, with where the last one ended."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.number, self.end, self.complete = file, 0, 0, True
-
-    def __iter__(self) -> Iterator[str]:
-        for line in self._file:
-            self.number, self.end, self.complete = self.number + 1, self.end + len(line), line.endswith(b"\n")
-            yield line.decode("utf-8", "surrogateescape")
-
-
-def _delimited_rows(file: BinaryIO, delimiter: str) -> Iterator[_Item]:
-    lines = _Lines(file)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    fields: list[str] | None = None
-    while True:
-        first = lines.number + 1
         try:
-            cells = next(reader, None)
-        except csv.Error:
-            cells = []
-        if cells is None:
-            return
-        whole = lines.complete and len(cells) == len(fields if fields is not None else cells) > 0
-        if fields is None and whole:
-            fields = cells
-            yield _Item(first, lines.end, dict.fromkeys(fields), header=True)
-        else:
-            record = (
-                {name: cell or None for name, cell in zip(fields or [], cells, strict=False)} if whole else None
-            )
-            yield _Item(first, lines.end, record)
+            record = json.loads(row)
+        except ValueError:
+            return None
+        return record if isinstance(record, dict) else None
+    text = row.decode("utf-8", "surrogateescape")
+    try:
+        (cells,) = csv.reader([text], delimiter=DELIMITERS[output_format], strict=True)
+    except csv.Error:
+        return None
+    names = cells if fields is None else fields
+    return dict(zip(names, cells, strict=True)) if len(names) == len(cells) > 0 else None
 
 
-def _key(path: str) -> bytes:
-    """A path in 16 bytes: a million of them take little memory."""
-    return hashlib.blake2b(path.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def _known_fields(record: Iterable[str], path: Path) -> tuple[str, ...]:
+    fields = tuple(record)
+    unknown = [name for name in fields if name not in FIELDS]
+    missing = [name for name in NEEDED if name not in fields]
+    if unknown or missing:
+        what = f"unknown fields {unknown}" if unknown else f"no field {missing[0]!r}, which tells what is done"
+        raise ResultsError(f"cannot go on with results that have {what}", path=path)
+    return fields
+
+
+def _may_begin_results(head: bytes, output_format: str) -> bool:
+    """Whether a file without one complete row is what a stopped run may have left, and not somebody's letter."""
+    opening = b'{"' if output_format == "jsonl" else b""
+    if len(head) <= len(opening):
+        return opening.startswith(head)
+    word = re.match(rb"\w+", head.removeprefix(opening))
+    return head.startswith(opening) and word is not None and any(f.startswith(word[0].decode()) for f in FIELDS)

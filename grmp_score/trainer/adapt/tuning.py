@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from grmp_score.errors import GrmpScoreError
+from grmp_score.errors import TrainingDivergedError
 from grmp_score.model.quality_clip import QualityCLIP, p_high, quality_loss
 from grmp_score.trainer.adapt.activations import Activations, Precision, computing
 from grmp_score.trainer.adapt.fewshot import FewShotConfig, HistoryRow
@@ -116,7 +116,7 @@ class Training:
         """Trains to the end of the plan; yields a row per step, and one per look at the held-out rows.
 
         Raises:
-            GrmpScoreError: a loss or gradient is not finite; the parameters are still those before the step.
+            TrainingDivergedError: a loss or gradient is not finite; the parameters are still those before the step.
         """
         while not self.finished:
             phase, epochs = self.plan[self._at]
@@ -200,7 +200,7 @@ class Training:
             g_qua, angle = project(g_qua, g_sem, self.config.qgr_lambda, self.config.qgr_form)
         if not (math.isfinite(loss + (semantic or 0.0)) and all(bool(g.isfinite().all()) for g in g_qua.values())):
             where = "the final run" if self.fold is None else f"fold {self.fold + 1}"
-            raise GrmpScoreError(
+            raise TrainingDivergedError(
                 f"the loss or its gradient is not finite in {where}, phase {phase.name!r}, step {self._step + 1}",
                 hint="Use lower learning rates, or a smaller qgr_lambda",
             )
