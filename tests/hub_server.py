@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 import threading
 import time
@@ -26,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
 import pytest
@@ -40,9 +39,9 @@ try:
 except ImportError:
     import httpx  # type: ignore[no-redef]
 
-LARGE = (".safetensors", ".bin", ".pt")
+LARGE = (".safetensors", ".bin", ".pt")  # what is kept in the storage
 STORAGE = "https://storage.test"
-ALLOWED = (constants.ENDPOINT.removeprefix("https://"), "storage.test")
+ALLOWED = [urlsplit(address).hostname for address in (constants.ENDPOINT, STORAGE)]
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Repo:
     repo_id: str
     private: bool
     gated: bool
-    members: set[str]
+    token: str | None  # who owns it
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
 
@@ -88,7 +87,7 @@ class Fault:
     """Something that goes wrong for the next `left` requests (None: for ever)."""
 
     kind: str  # "drop", "corrupt" or "fail"
-    methods: frozenset[str]
+    methods: Iterable[str]
     match: str
     left: int | None
     after: int = 0  # of "drop": the bytes that arrive
@@ -98,11 +97,9 @@ class Fault:
 class Refusal(Exception):
     """An answer other than success; the client tells the kinds apart by status and code."""
 
-    def __init__(self, status: int, code: str, message: str, sha: str = "") -> None:
-        self.headers = {"X-Error-Code": code, "X-Error-Message": message, "X-Repo-Commit": sha}
-        self.answer = httpx.Response(
-            status, headers={k: v for k, v in self.headers.items() if v}, json={"error": message}
-        )
+    def __init__(self, status: int, code: str, message: str, **headers: str) -> None:
+        headers |= {"X-Error-Code": code, "X-Error-Message": message}
+        self.answer = httpx.Response(status, headers=headers, json={"error": message})
 
 
 class CutOff(httpx.SyncByteStream):
@@ -116,14 +113,9 @@ class CutOff(httpx.SyncByteStream):
         raise httpx.RemoteProtocolError("peer closed connection without sending complete message body")
 
 
-def is_large(path: str) -> bool:
-    """Whether a file of this name is kept in the storage for large files."""
-    return path.endswith(LARGE)
-
-
 def etag_of(path: str, data: bytes) -> str:
     """A file's entity tag: SHA-256 in the storage for large files, the id that git gives it elsewhere."""
-    if is_large(path):
+    if path.endswith(LARGE):
         return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
@@ -157,7 +149,7 @@ class HubServer:
         """
         if token is not None:
             self.add_token(token, user=repo_id.split("/")[0])
-        self._repos[repo_id] = Repo(repo_id, private, gated, {token} if token is not None else set())
+        self._repos[repo_id] = Repo(repo_id, private, gated, token)
         return self.commit(repo_id, files)
 
     def add_token(self, token: str, *, user: str = "someone", write: bool = True) -> None:
@@ -167,7 +159,7 @@ class HubServer:
     def commit(self, repo_id: str, files: Mapping[str, bytes], *, branch: str = "main") -> str:
         """Adds or replaces files, as somebody else does; the new sha."""
         repo = self._repos[repo_id]
-        self._storage.update({etag_of(path, data): data for path, data in files.items() if is_large(path)})
+        self._storage.update({etag_of(path, data): data for path, data in files.items() if path.endswith(LARGE)})
         before = repo.commits[repo.branches[branch]] if branch in repo.branches else {}
         return repo.commit(branch, {**before, **files})
 
@@ -205,15 +197,15 @@ class HubServer:
 
     def drop(self, match: str, *, times: int | None = 1, after: int = 0) -> None:
         """Closes the connection of the next GETs of a path that contains `match` after so many bytes."""
-        self._faults.append(Fault("drop", frozenset({"GET"}), match, times, after=after))
+        self._faults.append(Fault("drop", ("GET",), match, times, after=after))
 
     def corrupt(self, match: str, *, times: int | None = None) -> None:
         """Answers GETs of a path that contains `match` with wrong bytes of the right number."""
-        self._faults.append(Fault("corrupt", frozenset({"GET"}), match, times))
+        self._faults.append(Fault("corrupt", ("GET",), match, times))
 
     def fail(self, status: int, *, methods: Iterable[str], match: str = "", times: int | None = 1) -> None:
         """Answers `status` to the next requests of a path that contains `match`."""
-        self._faults.append(Fault("fail", frozenset(methods), match, times, status=status))
+        self._faults.append(Fault("fail", methods, match, times, status=status))
 
     def heal(self) -> None:
         """Ends all failures but `stop`."""
@@ -277,9 +269,9 @@ class HubServer:
     def _repo(self, request: Request, repo_id: str) -> Repo:
         token = self._token(request)
         repo = self._repos.get(repo_id)
-        if repo is None or (repo.private and token not in repo.members):
+        if repo is None or (repo.private and token != repo.token):
             raise Refusal(404 if token else 401, "RepoNotFound", "Repository not found")
-        if repo.gated and token not in repo.members:
+        if repo.gated and token != repo.token:
             raise Refusal(403 if token else 401, "GatedRepo", f"Access to model {repo_id} is restricted.")
         return repo
 
@@ -288,10 +280,10 @@ class HubServer:
         sha = found.sha_of(revision)
         data = found.commits[sha].get(path)
         if data is None:
-            raise Refusal(404, "EntryNotFound", "Entry not found", sha)
+            raise Refusal(404, "EntryNotFound", "Entry not found", **{"X-Repo-Commit": sha})
         etag = etag_of(path, data)
         headers = {"X-Repo-Commit": sha, "ETag": f'"{etag}"'}
-        if is_large(path):
+        if path.endswith(LARGE):
             linked = {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(data))}
             return httpx.Response(302, headers={**headers, **linked, "Location": f"{STORAGE}/lfs/{etag}/{path}"})
         return self._content(request, data, headers)
@@ -320,7 +312,7 @@ class HubServer:
         if repo_id in self._repos:
             return httpx.Response(409, json=url)
         private = bool(wanted.get("private")) or wanted.get("visibility") == "private"
-        self._repos[repo_id] = Repo(repo_id, private, False, {token})
+        self._repos[repo_id] = Repo(repo_id, private, False, token)
         self._repos[repo_id].commit("main", {".gitattributes": b""})
         return httpx.Response(200, json=url)
 
@@ -333,7 +325,7 @@ class HubServer:
     def _preupload(self, request: Request, repo: str, revision: str) -> httpx.Response:
         self._repo(request, repo).sha_of(revision)
         paths = [file["path"] for file in json.loads(request.body)["files"]]
-        modes = {path: "lfs" if is_large(path) else "regular" for path in paths}
+        modes = {path: "lfs" if path.endswith(LARGE) else "regular" for path in paths}
         files = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
         return httpx.Response(200, json={"files": files})
 
@@ -370,12 +362,9 @@ class HubServer:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """An empty Hub for the client of this process, whose cache is in `tmp_path / "hf"`; it never waits."""
-    for name in list(os.environ):
-        if name.startswith(("HF_", "HUGGING")):
-            monkeypatch.delenv(name)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     # The client copies its settings from the environment when it is imported; the copies are what is changed.
     settings: dict[str, Any] = {
-        "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_CACHE": str(tmp_path / "hf" / "hub"),
         "HF_TOKEN_PATH": str(tmp_path / "hf" / "token"),
         "HF_STORED_TOKENS_PATH": str(tmp_path / "hf" / "stored_tokens"),
