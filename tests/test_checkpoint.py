@@ -162,7 +162,7 @@ def test_a_step_that_was_cut_in_two_is_not_saved(
 
 SCRIPT_CONFIG = dataclasses.replace(QUICK, checkpoint_seconds=1e-9)
 SCRIPT = """
-    import sys, torch
+    import os, signal, sys, torch
     from pathlib import Path
     torch.set_num_threads(1)
     from grmp_score.scorer import Scorer
@@ -177,9 +177,8 @@ SCRIPT = """
     def report(progress):
         global seen
         seen += progress.row is not None
-        print(seen, flush=True)
         if seen == stop:
-            sys.stdin.read()  # wait to be killed
+            os.kill(os.getpid(), signal.SIGKILL)
 
     scorer = Scorer.from_pretrained(folder / "start", device="cpu")
     labels = read_labels(folder / "pictures" / "labels.csv")
@@ -196,11 +195,8 @@ def test_kill_9_and_resume(scorer: Scorer, labels: Labels, tmp_path: Path, warm:
     lines = [f"{p.name},{s!r}" for p, s in zip(labels.paths, labels.scores.tolist(), strict=True)]
     labels.source.write_text("\n".join(["image,mos", *lines]) + "\n")
     for stop in [*np.random.default_rng(0).integers(4, 12, size=3).tolist(), -1]:
-        with warm.start(textwrap.dedent(SCRIPT), tmp_path, str(stop)) as process:
-            for line in process.stdout:
-                if int(line) == stop:
-                    process.send_signal(signal.SIGKILL)
-            assert process.wait() == (0 if stop < 0 else -signal.SIGKILL)
+        done = warm.run(textwrap.dedent(SCRIPT), tmp_path, str(stop))
+        assert done.returncode == (0 if stop < 0 else -signal.SIGKILL)
     killed = Scorer.from_pretrained(tmp_path / "work" / "out", device="cpu")
     start = Scorer.from_pretrained(tmp_path / "start", device="cpu")
     quiet = adapt(start, read_labels(labels.source), SCRIPT_CONFIG)
