@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from grmp_score.errors import DataError
+from grmp_score.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from grmp_score.scorer import Scorer
@@ -54,11 +54,11 @@ patches_option = click.option(
 
 def _known_colour(context: click.Context, parameter: click.Parameter, text: str) -> str:
     if text != "white":  # Pillow, which knows the names of colours, need not be imported for the usual one
-        from PIL import ImageColor
+        from grmp_score.images import parse_colour
 
         try:
-            ImageColor.getrgb(text)
-        except ValueError as error:
+            parse_colour(text)
+        except ConfigError as error:
             raise click.BadParameter(f"{text!r} is no colour; expected a name or #rrggbb") from error
     return text
 
