@@ -43,7 +43,7 @@ class PatchValue:
     p_high: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
     """What a score is made of.
 
@@ -63,6 +63,20 @@ class Explanation:
     patches: tuple[PatchValue, ...]
     heat: NDArray[np.float32]
     dense_patches: int
+
+    def __repr__(self) -> str:
+        height, width = self.heat.shape
+        heat = f"heat {height}x{width} from {self.heat.min():.2f} to {self.heat.max():.2f}"
+        return f"Explanation({self.score!r}, {len(self.patches)} patches, {heat})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the picture, if its path can be read, and the heat map side by side."""
+        from grmp_score.notebook import explanation_html
+
+        score = self.score
+        return explanation_html(
+            score.value, score.standard_error, score.verdict, score.path, self.heat, self.dense_patches
+        )
 
 
 def explain_image(

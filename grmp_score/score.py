@@ -105,6 +105,12 @@ class Score:
         parts = [f"{self.value:.3f}{spread}", self.verdict, self.path and repr(self.path)]
         return f"Score({', '.join(part for part in parts if part)})"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the picture, if its path can be read, with a bar and the verdict."""
+        from grmp_score.notebook import score_html
+
+        return score_html(self.value, self.standard_error, self.verdict, self.path)
+
 
 @dataclass(frozen=True)
 class FailedScore:

@@ -16,7 +16,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from grmp_score.cli.main import cli
 from grmp_score.config import LabelScale, ModelConfig
-from grmp_score.report.adaptation import verdict
+from grmp_score.report.adaptation import conclusion
 from grmp_score.report.card import adapter_sha256, front_matter, model_card
 from grmp_score.scorer import Scorer
 from grmp_score.trainer.adapt.fewshot import FewShotConfig
@@ -270,9 +270,9 @@ def test_only_measured_numbers(make: Callable[..., str]) -> None:
         (results(gain=None), "Nothing was measured"),
     ],
 )
-def test_the_verdict_is_plain(found: dict[str, Any], expected: str) -> None:
+def test_the_conclusion_is_plain(found: dict[str, Any], expected: str) -> None:
     """Who is best, by how much, and whether that may be chance."""
-    assert expected in verdict(found)
+    assert expected in conclusion(found)
 
 
 def test_the_card_of_a_real_run_works(

@@ -446,12 +446,12 @@ def test_the_number_of_images_is_counted_meanwhile(photos: Path, monkeypatch: py
 
 def test_a_live_table_shows_rows_at_once(telling: str, photos: Path) -> None:
     """On a terminal every row is there before the next is scored, in columns that stay where they are."""
-    from grmp_score.report.rows import Model
+    from grmp_score.report.rows import WeightsInfo
     from grmp_score.report.table import TableWriter
 
     scorer = Scorer.from_pretrained(telling)
     text = io.StringIO()
-    writer = TableWriter(text, Model.of(scorer.config, scorer.checksum), live=True)
+    writer = TableWriter(text, WeightsInfo.of(scorer.config, scorer.checksum), live=True)
     seen = []
     for score in scorer.score_many([str(photos / "b.png"), str(photos / "gone.png"), str(photos / "a.JPG")]):
         writer.write(score)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import subprocess
 import sys
 from functools import lru_cache
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import features
 
-from grmp_score.trainer.data.distortions import DISTORTIONS, LEVELS, distort, filters, noise, spatial
+from grmp_score.trainer.data.distortions import DISTORTIONS, LEVELS, blur, distort, filters, noise, spatial
 
 RANDOM = {
     "motion_blur",
@@ -180,44 +179,49 @@ def test_a_missing_codec_is_named(name: str, codec: str, monkeypatch: pytest.Mon
         distort(photo(), name, 1)
 
 
-def test_importing_the_distortions_is_light() -> None:
-    """Neither torch nor SciPy, OpenCV or scikit-image is loaded, even after use."""
+def test_distorting_does_not_load_torch() -> None:
+    """Processes that only distort start quickly: torch is not loaded, even after use."""
     code = (
         "import sys, numpy as np; from grmp_score.trainer.data.distortions import DISTORTIONS, distort;"
         "[distort(np.zeros((16, 16, 3), np.uint8), n, 3) for n in DISTORTIONS];"
-        "print(sorted({'torch', 'scipy', 'cv2', 'skimage'} & set(sys.modules)))"
+        "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]", re.sub(r"\s+", " ", done.stderr)
+    assert done.stdout.strip() == "False"
 
 
-def test_the_fft_filter_equals_the_direct_sum() -> None:
-    """Convolution by FFT agrees with a loop over the kernel with replicated edges."""
-    image = filters.to_float(photo(2, 33, 41))
-    kernel = np.random.default_rng(0).random((5, 7))
-    padded = np.pad(image, ((2, 2), (3, 3), (0, 0)), mode="edge")
-    direct = np.zeros(image.shape)
-    for i, j in np.ndindex(5, 7):
-        direct += kernel[i, j] * padded[4 - i : 4 - i + 33, 6 - j : 6 - j + 41]
-    np.testing.assert_allclose(filters.convolve(image, kernel), direct, atol=2e-5)
+def gaussian_kernel(sigma: float) -> NDArray[np.float64]:
+    """What the Gaussian filter makes of a single white pixel."""
+    point = np.zeros((41, 41, 1), dtype=np.float32)
+    point[20, 20] = 1
+    return filters.gaussian(point, sigma)[..., 0].astype(np.float64)
 
 
 @pytest.mark.parametrize(
     "kernel",
     [
-        filters.gaussian_kernel(0.6),
-        filters.gaussian_kernel(5.0),
-        filters.disk_kernel(8.0),
-        *(filters.line_kernel(18.0, angle) for angle in (0.0, 0.4, 1.6, 3.1)),
+        gaussian_kernel(0.6),
+        gaussian_kernel(5.0),
+        blur.disk_kernel(8.0),
+        *(blur.line_kernel(18.0, angle) for angle in (0.0, 0.4, 1.6, 3.1)),
     ],
 )
 def test_blur_kernels_keep_the_mean_and_do_not_shift(kernel: NDArray[np.float64]) -> None:
     """Kernels have odd sides, no negative weight, sum 1 and their centre of mass in the middle."""
     assert kernel.shape[0] % 2 == kernel.shape[1] % 2 == 1
-    assert kernel.min() >= 0 and abs(kernel.sum() - 1) < 1e-12
+    assert kernel.min() >= 0 and kernel.sum() == pytest.approx(1, abs=1e-6)
     y, x = np.indices(kernel.shape)
     centre = ((kernel * y).sum(), (kernel * x).sum())
-    np.testing.assert_allclose(centre, (kernel.shape[0] // 2, kernel.shape[1] // 2), atol=1e-9)
+    np.testing.assert_allclose(centre, (kernel.shape[0] // 2, kernel.shape[1] // 2), atol=1e-5)
+
+
+def test_blurs_repeat_the_border() -> None:
+    """A half-plane that touches the border stays as bright there as it was."""
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+    image[:, :32] = 200
+    for name in ("gaussian_blur", "lens_blur", "motion_blur"):
+        blurred = distort(image, name, 5)
+        assert (blurred[:, 0] == 200).all() and (blurred[:, -1] == 0).all(), name
 
 
 def test_lab_round_trip_and_known_colours() -> None:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from grmp_score import GrmpScoreError, ImageReadError, Scorer
+from grmp_score.display import colour, colours, ink_on
 from grmp_score.explain import Explanation, PatchValue
-from grmp_score.report.colours import colour, colours, ink_on
 from grmp_score.report.explanation import draw_explanation, drawable, explanation_name, write_explanation
-from grmp_score.scorer import Score
+from grmp_score.score import Score
 from grmp_score.weights.folder import Weights
 
 from .conftest import Photo

@@ -37,8 +37,8 @@ def make_history(
                 epoch, angle = math.ceil(step / steps), rng.uniform(80, 110) if qgr else None
                 rows.append(HistoryRow(fold, phase, epoch, step, loss=rng.uniform(0.5, 1), angle=angle))  # type: ignore[arg-type]
                 if fold is not None and step % steps == 0:
-                    look = HistoryRow(fold, phase, epoch, step, validation_srcc=rng.uniform(0, 1))  # type: ignore[arg-type]
-                    rows.append(look)
+                    measured = HistoryRow(fold, phase, epoch, step, validation_srcc=rng.uniform(0, 1))  # type: ignore[arg-type]
+                    rows.append(measured)
     curves = {phase: [0.5] * (count + 1) for phase, count in epochs.items()}
     return rows, {"chosen": chosen, "cross_validation": {"curves": curves} if folds else None}
 
@@ -148,9 +148,17 @@ def make_predictions(n: int, *, constant: bool = False, higher: bool = True) -> 
     return predictions, {**found, "measured_on": "test", "n_test": n, "shots": 50}
 
 
-@pytest.mark.parametrize("n", [3, 5, 300])
-@pytest.mark.parametrize("constant", [False, True])
-@pytest.mark.parametrize("unit", ["mos", "my $score$ of $ {x", "a\nb"])
+@pytest.mark.parametrize(
+    ("n", "constant", "unit"),
+    [
+        (3, False, "mos"),
+        (3, True, "mos"),
+        (5, False, "my $score$ of $ {x"),
+        (5, True, "mos"),
+        (300, False, "a\nb"),
+        (300, True, "mos"),
+    ],
+)
 def test_scatter(tmp_path: Path, drawn: list[Figure], n: int, constant: bool, unit: str) -> None:
     """Points and curve, whatever can be fitted, and any name of the column."""
     predictions, results = make_predictions(n, constant=constant, higher=unit == "mos")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,23 +20,26 @@ from grmp_score.config import ModelConfig, PromptConfig
 from grmp_score.errors import ConfigError, GrmpScoreError, MissingExtraError, WeightsError
 from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.scorer import Scorer
+from grmp_score.trainer.data import sources
+from grmp_score.trainer.pretrain import pretrain
 from grmp_score.trainer.pretrain import run as stage_1
-from grmp_score.trainer.pretrain.crops import Prepared
-from grmp_score.trainer.pretrain.held_out import Evaluation, encode, evaluate, predict
-from grmp_score.trainer.pretrain.meta import LogRow, MetaConfig, MetaTrainer
-from grmp_score.trainer.pretrain.run import base_config, new_model, plot_log, pretrain
+from grmp_score.trainer.pretrain.crops import TrainingCrops, load_crops
+from grmp_score.trainer.pretrain.held_out import encode_crops, evaluate_held_out, predict
+from grmp_score.trainer.pretrain.meta import LogRow, MetaTrainer
+from grmp_score.trainer.pretrain.run import new_model, plot_log, trained_weights, write_log
 from grmp_score.weights.folder import Weights
 
-from .conftest import Photo, randomise
-from .test_meta import ALL_TRAINED, assert_equal, state_of, toy_data
+from .cli_tools import run
+from .conftest import Photo, make_photo, randomise
+from .pretrain_data import FAST, assert_equal, state_of, toy_crops
 
-FAST = MetaConfig(epochs=2, tasks_per_step=2, inner_lr=1e-2, outer_lr=0.5, support_batch=6, query_batch=4)
+TWO_PROMPTS = PromptConfig(n_visual=2)
 
 
 @pytest.fixture(scope="module")
-def data() -> Prepared:
+def crops() -> TrainingCrops:
     """Five tasks, five references."""
-    return toy_data()
+    return toy_crops()
 
 
 @pytest.fixture
@@ -45,39 +50,37 @@ def base(tiny_config: ModelConfig) -> Weights:
     return Weights(tiny_config, weights.adapter_of(model, []), backbone, origin="base")
 
 
-@pytest.fixture
-def config(base: Weights) -> ModelConfig:
-    """Configuration of the model to train."""
-    return base_config(base, name="mine", prompts=PromptConfig(n_visual=2), adapted_blocks=1)
+def adapter_in(folder: Path) -> dict[str, torch.Tensor]:
+    """The trained tensors of a weights folder."""
+    return dict(weights.load(folder).adapter)
 
 
 # ------------------------------------------------------------------ end to end
 
 
-@pytest.mark.parametrize("train", ALL_TRAINED)
+@pytest.mark.parametrize("train", ["prompts", "text", "visual", "blocks"])
 def test_the_weights_are_the_trained_model(
-    base: Weights, config: ModelConfig, data: Prepared, tmp_path: Path, train: Any
+    base: Weights, crops: TrainingCrops, tiny_config: ModelConfig, tmp_path: Path, train: Any
 ) -> None:
     """Folded, rounded, built from memory or from disk: all give what the trained model gives."""
-    meta, trainers = dataclasses.replace(FAST, train=train, block_lr=1e-3), []
+    config = dataclasses.replace(tiny_config, prompts=TWO_PROMPTS, adapted_blocks=1)
     backbone = {k: v.clone() for k, v in base.backbone_state().items()}
-    trained = pretrain(config, base, data, meta, tmp_path, on_step=lambda t, _: trainers.append(t))
-    trainer = trainers[-1]
+    settings = dataclasses.replace(FAST, train=train, block_lr=1e-3)
+    trainer = MetaTrainer(new_model(config, base, seed=0), crops, settings)
+    list(trainer.run())
     # Independently: a fresh model with theta, unfolded.
-    unfolded = new_model(config, backbone, seed=0)
+    unfolded = new_model(config, base, seed=0)
     with torch.no_grad():
-        for name, parameter in unfolded.named_parameters():
-            if name in trainer.theta:
-                value = trainer.theta[name]
-                parameter.copy_(value.half() if name.startswith("clip.") else value)
+        for name, value in trainer.state.theta.items():
+            unfolded.get_parameter(name).copy_(value.half() if name.startswith("clip.") else value)
     unfolded.refresh_text()
+    trained = trained_weights(trainer, base)
     built, loaded = trained.build(), weights.load(trained.save(tmp_path / "out")).build()
     assert_equal(state_of(built), state_of(loaded))
     patches = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected = unfolded.eval()(patches)
         # Folding multiplies in another order, nothing else differs.
-        torch.testing.assert_close(built(patches), expected, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(built(patches), unfolded.eval()(patches), atol=1e-4, rtol=1e-5)
         torch.testing.assert_close(trainer.model(patches), built(patches), atol=0, rtol=0)
         torch.testing.assert_close(built.text_features, built.encode_quality(), atol=1e-6, rtol=0)
         torch.testing.assert_close(built.scene_features, built.encode_scenes(), atol=1e-6, rtol=0)
@@ -87,134 +90,182 @@ def test_the_weights_are_the_trained_model(
     assert all(n.startswith(("visual.transformer.resblocks.2.", "visual.ln_post.")) for n in clip_names)
 
 
-def test_checkpoint_and_log_are_written(base: Weights, config: ModelConfig, data: Prepared, tmp_path: Path) -> None:
-    """The folder holds the checkpoint and one row per step; the caller sees every step."""
+def test_the_folder_holds_weights_checkpoint_and_log(
+    base: Weights, crops: TrainingCrops, tmp_path: Path, photo: Photo
+) -> None:
+    """The scorer that is returned is that of the folder; the log has one row per step, as the caller sees them."""
     rows: list[LogRow] = []
-    pretrain(config, base, data, FAST, tmp_path / "new", on_step=lambda _, row: rows.append(row))
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["checkpoint.pt", "log.csv"]
+    scorer = pretrain(crops, tmp_path / "new", FAST, base=base, device="cpu", on_step=rows.append)
+    again = Scorer.from_pretrained(tmp_path / "new", device="cpu")
+    assert scorer.score(photo()) == again.score(photo())
+    files = {"adapter.safetensors", "backbone.safetensors", "config.json", "README.md", "checkpoint.pt", "log.csv"}
+    assert {p.name for p in (tmp_path / "new").iterdir()} == files
     with open(tmp_path / "new" / "log.csv", newline="") as file:
-        written = [float(r["support_loss"]) for r in csv.DictReader(file)]
-    assert [r.step for r in rows] == [1, 2, 3, 4, 5, 6]
-    assert written == [r.support_loss for r in rows]
+        written = list(csv.DictReader(file))
+    assert list(written[0]) == ["step", "epoch", "support_loss", "query_loss", "seconds"]
+    assert [(r["step"], r["epoch"]) for r in written] == [(str(n), "1" if n < 4 else "2") for n in range(1, 7)]
+    assert [float(r["query_loss"]) for r in written] == [r.query_loss for r in rows]
 
 
-def test_provenance_is_recorded(base: Weights, config: ModelConfig, data: Prepared, tmp_path: Path) -> None:
-    """The configuration says what the weights were trained on and how, and survives JSON."""
-    trained = pretrain(config, base, data, FAST, tmp_path)
-    training = trained.config.training
-    assert training["stage_1"] == {**dataclasses.asdict(FAST), "groups": [], "outer_steps": 6}
-    assert training["tasks"] == data.tasks()
-    assert (training["support_references"], training["query_references"]) == (4, 1)
-    assert ModelConfig.from_json(trained.config.to_json()) == trained.config
-    assert trained.config.name == "mine" and trained.config.prompts == PromptConfig(n_visual=2)
-    assert trained.config.preprocess == base.config.preprocess and trained.config.backbone == base.config.backbone
+def test_provenance_is_recorded(base: Weights, crops: TrainingCrops, tmp_path: Path) -> None:
+    """The configuration says what the weights were trained on and how."""
+    used = crops.references()[:4]
+    options: dict[str, Any] = {"base": base, "prompts": TWO_PROMPTS, "references": used, "device": "cpu"}
+    pretrain(crops, tmp_path / "mine", FAST, **options)
+    config = weights.load(tmp_path / "mine").config
+    assert config.training["stage_1"] == {**dataclasses.asdict(FAST), "groups": [], "outer_steps": 6}
+    assert config.training["tasks"] == crops.tasks()
+    assert (config.training["support_references"], config.training["query_references"]) == (3, 1)
+    assert config.name == "mine" and config.prompts == TWO_PROMPTS
+    assert config.preprocess == base.config.preprocess
+    assert config.backbone.model_cfg == base.config.backbone.model_cfg
+    pretrain(crops, tmp_path / "other", FAST, name="a name", **options)
+    assert weights.load(tmp_path / "other").config.name == "a name"
 
 
-def test_the_trained_weights_score_pictures(
-    base: Weights, config: ModelConfig, data: Prepared, tmp_path: Path, photo: Photo
-) -> None:
-    """From disk or from memory, a scorer gives the same."""
-    trained = pretrain(config, base, data, FAST, tmp_path)
-    first = Scorer(trained, device="cpu").score(photo())
-    second = Scorer.from_pretrained(trained.save(tmp_path / "out"), device="cpu").score(photo())
-    assert first == second and first.value is not None and 0 < first.value < 1
+@pytest.fixture
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of five clean photos, of which two distortions are made instead of thirty."""
+    (tmp_path / "clean").mkdir()
+    for i in range(5):
+        make_photo(48, 40, seed=i).save(tmp_path / "clean" / f"{i}.png")
+
+    def few(folder: Path) -> list[sources.Item]:
+        kept = ("references/clean", "references/jpeg", "references/gaussian_blur")
+        return [i for i in all_items(folder) if i.task in kept]
+
+    all_items = sources.references_items
+    monkeypatch.setattr(sources, "references_items", few)
+    monkeypatch.setattr(stage_1, "references_items", few)
+    return tmp_path / "clean"
 
 
+def test_a_folder_of_clean_photos_is_enough(base: Weights, clean: Path, tmp_path: Path) -> None:
+    """Photos are distorted, labelled and cut on the way; the base is named as a scorer's weights are."""
+    pretrain(clean, tmp_path / "out", FAST, base=str(base.save(tmp_path / "base")), device="cpu")
+    assert weights.load(tmp_path / "out").config.training["tasks"] == [
+        "references/gaussian_blur",
+        "references/jpeg",
+    ]
+    assert len(load_crops(tmp_path / "out" / "prepared").items) == 5 * (1 + 2 * 5)
+
+
+# ------------------------------------------------------------ stopped, resumed
+
+
+@pytest.mark.parametrize("where", ["after a step", "inside a step"])
 def test_an_interrupted_run_continues_to_the_same_weights(
-    base: Weights, config: ModelConfig, data: Prepared, tmp_path: Path
+    base: Weights, crops: TrainingCrops, tmp_path: Path, where: str
 ) -> None:
-    """Ctrl-C keeps what is done; resuming ends in the same tensors as never having stopped."""
+    """Ctrl-C keeps what is done; resuming ends in the same files as never having stopped."""
+    settings = dataclasses.replace(FAST, adam="kept")
+    adam_step, calls = torch.optim.Adam.step, itertools.count(1)
 
-    def stop(trainer: MetaTrainer, row: LogRow) -> None:
-        if row.step == 3:
+    def stop_after_step(row: LogRow) -> None:
+        if where == "after a step" and row.step == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(config, base, data, FAST, tmp_path / "a", on_step=stop)
-    assert len((tmp_path / "a" / "log.csv").read_text().splitlines()) == 1 + 3
+    def stop_inside_step(self: torch.optim.Adam) -> None:
+        adam_step(self)
+        if where == "inside a step" and next(calls) == 9:  # step 3 has begun
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch.optim.Adam, "step", stop_inside_step)
+        pretrain(crops, tmp_path / "a" / "mine", settings, base=base, device="cpu", on_step=stop_after_step)
+    assert len((tmp_path / "a" / "mine" / "log.csv").read_text().splitlines()) == 1 + 2
+    assert not (tmp_path / "a" / "mine" / "config.json").exists()
     steps: list[int] = []
-    continued = pretrain(
-        config, base, data, FAST, tmp_path / "a", resume=True, on_step=lambda _, r: steps.append(r.step)
-    )
-    whole = pretrain(config, base, data, FAST, tmp_path / "b")
-    assert steps == [4, 5, 6]
-    assert_equal(dict(continued.adapter), dict(whole.adapter))
-    assert continued.config == whole.config
-    assert len((tmp_path / "a" / "log.csv").read_text().splitlines()) == 1 + 6
+    options: dict[str, Any] = {"base": base, "device": "cpu", "on_step": lambda row: steps.append(row.step)}
+    pretrain(crops, tmp_path / "a" / "mine", settings, resume=True, **options)
+    pretrain(crops, tmp_path / "b" / "mine", settings, resume=True, **options)  # there is nothing to resume
+    assert steps == [3, 4, 5, 6, 1, 2, 3, 4, 5, 6]
+    for name in ("adapter.safetensors", "config.json"):
+        assert (tmp_path / "a" / "mine" / name).read_bytes() == (tmp_path / "b" / "mine" / name).read_bytes()
 
 
-def test_without_resume_a_checkpoint_is_not_read(
-    base: Weights, config: ModelConfig, data: Prepared, tmp_path: Path
-) -> None:
-    """A run starts anew unless it is told to continue; continuing without a checkpoint starts anew too."""
-    first = pretrain(config, base, data, FAST, tmp_path, resume=True)
-    assert_equal(dict(first.adapter), dict(pretrain(config, base, data, FAST, tmp_path).adapter))
+def test_an_earlier_run_is_not_overwritten(base: Weights, crops: TrainingCrops, tmp_path: Path) -> None:
+    """Weights or a checkpoint in the folder are refused unless the run is to be resumed, with the same settings."""
+    pretrain(crops, tmp_path, FAST, base=base, device="cpu")
+    kept = (tmp_path / "adapter.safetensors").read_bytes()
+    for name in ("config.json", "checkpoint.pt"):
+        with pytest.raises(GrmpScoreError, match="holds an earlier run"):
+            pretrain(crops, tmp_path, FAST, base=base, device="cpu")
+        if name == "config.json":
+            (tmp_path / name).unlink()
     with pytest.raises(ConfigError, match="other settings: outer_lr"):
-        pretrain(config, base, data, dataclasses.replace(FAST, outer_lr=0.1), tmp_path, resume=True)
+        pretrain(crops, tmp_path, dataclasses.replace(FAST, outer_lr=0.1), base=base, resume=True, device="cpu")
+    assert kept == (tmp_path / "adapter.safetensors").read_bytes()
 
 
-def test_a_spoilt_run_keeps_its_last_good_checkpoint(
-    base: Weights, config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_spoilt_run_keeps_its_last_good_state(
+    base: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the loss is no longer finite, the checkpoint on disk is still the one before."""
+    """When the loss is no longer finite, the checkpoint on disk is that of the step before."""
     monkeypatch.setattr(stage_1, "CHECKPOINT_EVERY", -1.0)  # after every step
-    data = toy_data()
+    crops = toy_crops()
 
-    def spoil(_: MetaTrainer, row: LogRow) -> None:
+    def spoil(row: LogRow) -> None:
         if row.step == 2:
-            data.labels[:] = np.nan
+            crops.labels[:] = np.nan
 
     with pytest.raises(GrmpScoreError, match="step 3"):
-        pretrain(config, base, data, FAST, tmp_path, on_step=spoil)
+        pretrain(crops, tmp_path, FAST, base=base, device="cpu", on_step=spoil)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert state["step"] == 2 and all(bool(t.isfinite().all()) for t in state["theta"].values())
+    assert len(state["log"]) == 2 and all(bool(t.isfinite().all()) for t in state["theta"].values())
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 1 + 2
-
-
-def test_only_some_references_are_trained_on(
-    base: Weights, config: ModelConfig, data: Prepared, tmp_path: Path
-) -> None:
-    """References kept for evaluation are not counted in."""
-    used = data.references()[:3]
-    training = pretrain(config, base, data, FAST, tmp_path, references=used).config.training
-    assert (training["support_references"], training["query_references"]) == (2, 1)
 
 
 # --------------------------------------------------------------------- parts
 
 
-def test_new_models_differ_by_seed_alone(base: Weights, config: ModelConfig) -> None:
+def test_by_default_the_bundled_model_is_the_base(
+    base: Weights, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder called like the bundled model, where the command happens to run, is not taken for it."""
+    base.save(tmp_path / "bundled" / "mini")
+    monkeypatch.setattr(weights.folder, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.chdir(tmp_path)
+    clean.rename("mini")
+    assert weights.load_base().origin == "mini"
+    result = run("pretrain", "--references", "mini", "-o", "out", "--epochs", "1", "--jobs", "1")
+    assert result.exit_code == 0, result.stderr
+    assert weights.load("out").config.backbone.model_cfg == base.config.backbone.model_cfg
+    assert "[default: mini]" in " ".join(run("pretrain", "--help").stdout.split())
+
+
+def test_importing_the_package_of_the_function_is_light() -> None:
+    """torch is loaded when `pretrain` is asked for, not before."""
+    code = "import sys, grmp_score.trainer.pretrain; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_new_models_differ_by_seed_alone(base: Weights, tiny_config: ModelConfig) -> None:
     """The backbone is the base's, the prompts come from the seed, and the global generator is left alone."""
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    first = new_model(config, base.backbone_state(), seed=0)
-    assert torch.equal(torch.rand(3), expected)
-    second, other = (new_model(config, base.backbone_state(), seed=s) for s in (0, 1))
+    before = torch.get_rng_state()
+    first, second, other = (new_model(tiny_config, base, seed=s) for s in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
     assert_equal(state_of(first), state_of(second))
-    assert_equal({k: v.float() for k, v in base.backbone_state().items()}, state_of(first.clip))  # type: ignore[arg-type]
+    assert_equal({k: v.float() for k, v in base.backbone_state().items()}, state_of(first.clip))
     assert not torch.equal(first.text_prompt.ctx, other.text_prompt.ctx)
     assert first.visual_prompts is not None and first.visual_prompts.proj is not None
 
 
-def test_a_base_that_does_not_fit_is_refused(base: Weights, config: ModelConfig) -> None:
+def test_a_base_that_does_not_fit_is_refused(base: Weights) -> None:
     """Missing tensors are an error of the weights."""
     state = base.backbone_state()
     state.pop("ln_final.weight")
     with pytest.raises(WeightsError, match=r"do not fit.*ln_final\.weight"):
-        new_model(config, state, seed=0)
-
-
-def log_rows(n: int) -> list[LogRow]:
-    """A log of falling losses."""
-    return [LogRow(i, 1, 1 / i, 1.1 / i, float(i)) for i in range(1, n + 1)]
+        new_model(base.config, dataclasses.replace(base, backbone=state), seed=0)
 
 
 @pytest.mark.parametrize("n", [1, 30])
 def test_the_plot_is_a_picture(tmp_path: Path, n: int) -> None:
-    """`plot_log` writes a PNG without touching pyplot's state."""
+    """`plot_log` makes a PNG of a run's log."""
     pytest.importorskip("matplotlib")
-    plot_log(log_rows(n), tmp_path / "log.png")
+    write_log([LogRow(i, 1, 1 / i, 1.1 / i, float(i)) for i in range(1, n + 1)], tmp_path / "log.csv")
+    assert plot_log(tmp_path) == tmp_path / "log.png"
     assert (tmp_path / "log.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -222,7 +273,7 @@ def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
     """The error says what to install."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'grmp_score\[train\]'") as caught:
-        plot_log(log_rows(2), tmp_path / "log.png")
+        plot_log(tmp_path)
     assert caught.value.package == "matplotlib"
 
 
@@ -235,54 +286,52 @@ def model(tiny_config: ModelConfig) -> QualityCLIP:
     return randomise(QualityCLIP(tiny_config))
 
 
-def test_predictions_are_means_over_views(model: QualityCLIP, data: Prepared) -> None:
+def test_predictions_are_means_over_views(model: QualityCLIP, crops: TrainingCrops) -> None:
     """p(high) of an item is the mean over the crops asked for, whatever the batch size."""
-    indices = np.array([7, 0, 33])
-    p = model.config.preprocess
-    expected = []
-    for i in indices:
-        pixels = (data.crops[i] / 255 - np.array(p.mean)) / np.array(p.std)
+    indices, p = np.array([7, 0, 33]), model.config.preprocess
+    by_view = []
+    for view in (0, 1):
+        pixels = (crops.pixels[indices, view] / 255 - np.array(p.mean)) / np.array(p.std)  # [3, 32, 32, 3]
         with torch.inference_mode():
             logits = model(torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32))
-        expected.append(float(torch.sigmoid(logits[:, 0] - logits[:, 1]).mean()))
+        by_view.append(torch.sigmoid(logits[:, 0] - logits[:, 1]).numpy())
     for batch_size in (1, 4, 100):
-        got = predict(model, encode(model, data, indices, views=(0, 1), batch_size=batch_size))
-        np.testing.assert_allclose(got, expected, atol=1e-5)
-    one = predict(model, encode(model, data, indices, views=(1,)))
-    two = predict(model, encode(model, data, indices, views=(0,)))
-    np.testing.assert_allclose((one + two) / 2, expected, atol=1e-5)
+        got = predict(model, encode_crops(model, crops, indices, batch_size=batch_size))
+        np.testing.assert_allclose(got, np.mean(by_view, axis=0), atol=1e-5)
+    second = predict(model, encode_crops(model, crops, indices, views=(1,)))
+    np.testing.assert_allclose(second, by_view[1], atol=1e-5)
 
 
-def test_progress_of_predictions_ends_at_all(model: QualityCLIP, data: Prepared) -> None:
+def test_progress_of_encoding_ends_at_all(model: QualityCLIP, crops: TrainingCrops) -> None:
     """Progress counts crops."""
     seen: list[tuple[int, int]] = []
-    encode(model, data, np.arange(5), views=(0, 1), batch_size=4, progress=lambda *n: seen.append(n))
+    encode_crops(model, crops, np.arange(5), batch_size=4, progress=lambda *n: seen.append(n))
     assert seen == [(4, 10), (8, 10), (10, 10)]
 
 
-def test_evaluation_numbers_are_what_they_say(model: QualityCLIP, data: Prepared) -> None:
-    """SRCC overall and per task equal a computation by hand."""
+def test_evaluation_numbers_are_what_they_say(model: QualityCLIP, crops: TrainingCrops) -> None:
+    """SRCC overall and per task equal a computation by hand, from features at hand or not."""
     held_out = ["references/1.png", "references/4.png"]
-    result = evaluate(model, data, held_out, views=(0, 1))
-    rows = [i for i, item in enumerate(data.items) if item.reference in ("1.png", "4.png")]
-    p = dict(zip(rows, predict(model, encode(model, data, np.array(rows), views=(0, 1))), strict=True))
+    result = evaluate_held_out(model, crops, held_out)
+    rows = np.array([i for i, item in enumerate(crops.items) if item.reference in ("1.png", "4.png")])
+    features = encode_crops(model, crops, rows)
+    p = dict(zip(rows.tolist(), predict(model, features), strict=True))
     assert result.images == len(rows) == 2 * (1 + 5 * 3)
-    assert result.overall == pytest.approx(spearmanr([p[i] for i in rows], data.labels[rows]).statistic)
-    assert list(result.per_task) == data.tasks()
+    assert result.overall == pytest.approx(spearmanr([p[i] for i in rows], crops.labels[rows]).statistic)
+    assert list(result.per_task) == crops.tasks()
     for task, value in result.per_task.items():
-        of_task = [i for i in rows if data.items[i].task in (task, "references/clean")]
+        of_task = [i for i in rows if crops.items[i].task in (task, "references/clean")]
         assert len(of_task) == 2 * 4
-        expected = spearmanr([p[i] for i in of_task], data.labels[of_task]).statistic
-        assert value == pytest.approx(expected)
+        assert value == pytest.approx(spearmanr([p[i] for i in of_task], crops.labels[of_task]).statistic)
     assert result.mean_per_task == pytest.approx(np.mean(list(result.per_task.values())))
+    assert evaluate_held_out(model, crops, held_out, features=features) == result
 
 
+@pytest.mark.parametrize("sign", [1, -1])
 def test_a_model_that_knows_the_labels_gets_1(
-    model: QualityCLIP, data: Prepared, monkeypatch: pytest.MonkeyPatch
+    model: QualityCLIP, crops: TrainingCrops, monkeypatch: pytest.MonkeyPatch, sign: int
 ) -> None:
     """Agreement is 1 for the labels themselves and -1 for their opposite."""
-    module = sys.modules[evaluate.__module__]
-    for sign in (1, -1):
-        monkeypatch.setattr(module, "predict", lambda m, f, sign=sign: sign * data.labels)
-        result: Evaluation = evaluate(model, data, data.references(), features=torch.zeros(len(data.items), 1, 16))
-        assert result.overall == pytest.approx(sign) and result.mean_per_task == pytest.approx(sign)
+    monkeypatch.setattr(f"{evaluate_held_out.__module__}.predict", lambda *_: sign * crops.labels)
+    result = evaluate_held_out(model, crops, crops.references(), features=torch.zeros(len(crops.items), 1, 16))
+    assert result.overall == pytest.approx(sign) and result.mean_per_task == pytest.approx(sign)

@@ -71,8 +71,8 @@ def test_paths_score_as_without_ray(job: Callable[[str], dict[str, Any]]) -> Non
     assert result["killed"] and not result["still connected"]
     assert result["remote"] == result["local"] and len(result["remote"]) == 32
     assert [s["path"] for s in result["remote"]] == result["names"]
-    assert [s["error"] is None for s in result["remote"]] == [True] * 30 + [False] * 2
-    assert len({s["value"] for s in result["remote"]}) > 25
+    assert ["error" not in s for s in result["remote"]] == [True] * 30 + [False] * 2
+    assert len({s.get("value") for s in result["remote"]}) > 25
     assert all(s["label"] and s["percentile"] and s["content_hash"] for s in result["remote"][:30])
 
 

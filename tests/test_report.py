@@ -15,25 +15,26 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import click
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageFilter
 
 from grmp_score import GrmpScoreError
 from grmp_score.cli.main import cli
+from grmp_score.display import html_templates
 from grmp_score.files import replacing
-from grmp_score.report.bursts import THRESHOLD, bursts, fingerprint
-from grmp_score.report.gallery import Failure, Fence, Gallery, shrink
-from grmp_score.report.html import Facts, link, text, write_page
-from grmp_score.scorer import Score, Scorer
-from grmp_score.weights.folder import Weights
+from grmp_score.report.gallery import Gallery
+from grmp_score.report.html import ReportInfo, write_page
+from grmp_score.report.links import AllowedFiles, link
+from grmp_score.report.rows import WeightsInfo
+from grmp_score.score import FailedScore, Score, verdict_of
+from grmp_score.scorer import Scorer
 
-from .conftest import Photo, make_photo
+from .conftest import Photo
 
-FACTS = Facts("My photos", "tiny", "0123456789abcdef", 4, "2026-01-01 12:00", "1.2.3")
+INFO = ReportInfo("My photos", WeightsInfo("tiny", "0123456789abcdef"), 4, "2026-01-01 12:00")
 HOSTILE = [
     "<img src=x onerror=alert(1)>.jpg",
     "a \"b\" 'c' & d.jpg",
@@ -81,100 +82,36 @@ class Page(HTMLParser):
         return [a for a in self.all("li") if "data-score" in a]
 
 
-def gallery_of(*images: tuple[str, float, Image.Image]) -> Gallery:
+def gallery_of(*images: tuple[str, float, Image.Image], limits: tuple[tuple[str, float], ...] = ()) -> Gallery:
     """A gallery of pictures with scores made up."""
     gallery = Gallery(64)
     for path, value, picture in images:
-        gallery.look(path, picture)
-        score = Score(value, 0.1, 0.03, (value,), path, picture.width, picture.height)
-        assert gallery.add(score)
+        gallery.keep_thumbnail(path, picture)
+        word = verdict_of(limits, value)
+        gallery.add(Score(value, 0.1, 0.03, (value,), path, picture.width, picture.height, verdict=word))
     return gallery
 
 
 def page_of(gallery: Gallery, target: Path) -> Page:
     """Writes the page and reads it."""
     with gallery:
-        write_page(target, gallery, FACTS)
+        write_page(target, gallery, INFO)
     return Page(target.read_text(encoding="utf-8"))
-
-
-# ------------------------------------------------------------------------ bursts
-
-
-def variants(photo: Image.Image) -> dict[str, Image.Image]:
-    """The same scene: a little later, out of focus, edited, saved badly."""
-    buffer = io.BytesIO()
-    photo.save(buffer, "JPEG", quality=15)
-    w, h = photo.size
-    return {
-        "shifted": photo.crop((2, 2, w, h)),
-        "blurred": photo.filter(ImageFilter.GaussianBlur(2)),
-        "darker": ImageEnhance.Brightness(photo).enhance(0.7),
-        "jpeg": Image.open(buffer),
-        "smaller": photo.resize((w // 2, h // 2)),
-    }
-
-
-@pytest.mark.parametrize("name", ["shifted", "blurred", "darker", "jpeg", "smaller"])
-def test_near_duplicates_have_near_fingerprints(name: str) -> None:
-    """Another version of a photo is found to be the same, another photo is not."""
-    photo = Image.open(Path(__file__).parents[1] / "examples/photos/astronaut.jpg")
-    photo = photo.convert("RGB").resize((256, 256))
-    prints = [fingerprint(p) for p in (photo, variants(photo)[name], make_photo(256, 256, 5))]
-    assert len(prints[0]) == 16
-    assert bursts(prints) == [[0, 1]]
-
-
-def test_example_photos_are_four_bursts() -> None:
-    """The nine example photos are four scenes."""
-    files = sorted((Path(__file__).parents[1] / "examples/photos").glob("*.jpg"))
-    prints = [fingerprint(shrink(Image.open(f).convert("RGB"), 200)) for f in files]
-    found = [[files[i].stem for i in group] for group in bursts(prints)]
-    assert [len(group) for group in found] == [3, 2, 2, 2]
-    assert all(len({name.split("_")[0] for name in group}) == 1 for group in found)
-
-
-def slow_bursts(prints: list[bytes], threshold: int) -> list[list[int]]:
-    """The rule of `bursts`, one pair after another."""
-    groups: list[list[int]] = []
-    for i, one in enumerate(prints):
-        number = int.from_bytes(one, "big")
-        away = [(int.from_bytes(prints[g[0]], "big") ^ number).bit_count() for g in groups]
-        if away and min(away) <= threshold:
-            groups[away.index(min(away))].append(i)
-        else:
-            groups.append([i])
-    return [group for group in groups if len(group) > 1]
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 511, 512, 513, 1300])
-def test_bursts_are_what_comparing_all_pairs_finds(count: int) -> None:
-    """In blocks the same groups come out as one by one."""
-    rng = np.random.default_rng(count)
-    scenes = rng.integers(0, 256, (max(1, count // 8), 16), dtype=np.uint8)
-    prints = []
-    for _ in range(count):
-        noise = np.packbits(rng.random((16, 8)) < rng.choice([0.0, 0.03, 0.1]), axis=1)[:, 0]
-        prints.append((scenes[rng.integers(len(scenes))] ^ noise).tobytes())
-    assert bursts(prints) == slow_bursts(prints, THRESHOLD)
-
-
-def test_a_walk_of_small_steps_is_not_one_burst() -> None:
-    """Members look like the first one, not only like their neighbour."""
-    steps = [(2 ** (12 * i) - 1).to_bytes(16, "big") for i in range(10)]
-    assert [len(group) for group in bursts(steps, 18)] == [2] * 5
 
 
 # ------------------------------------------------------------------------ pieces
 
 
+FILLED = html_templates().from_string("{{ value }}")
+
+
 @given(st.text())
 def test_text_is_text(value: str) -> None:
-    """Whatever comes in, no markup, no end of an attribute and nothing that cannot be written comes out."""
-    safe = text(value)
+    """Whatever a template is filled with, no markup, no end of an attribute and nothing unprintable comes out."""
+    safe = FILLED.render(value=value)
     assert not re.search(r"[<>\"'\n\r\0]", safe)
     safe.encode("utf-8")
-    assert re.sub(r"&(amp|lt|gt|quot|#x27);", "", safe).count("&") == 0
+    assert re.sub(r"&(amp|lt|gt|#34|#39);", "", safe).count("&") == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not allow")
@@ -199,7 +136,7 @@ def test_thumbnails_carry_nothing_but_pixels(photo: Photo) -> None:
     picture = photo(300, 200)
     picture.info = {"comment": b"secret", "icc_profile": b"secret", "exif": b"secret"}
     with gallery_of(("a.jpg", 0.5, picture)) as gallery:
-        data = gallery.thumbnail(gallery.shots[0])
+        data = gallery.thumbnail(gallery.images[0])
     assert b"secret" not in data and picture.size == (300, 200)
     with Image.open(io.BytesIO(data)) as small:
         assert (small.format, small.size) == ("JPEG", (64, 43))
@@ -219,7 +156,7 @@ def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-def test_the_fence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_lead_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Links inside are inside, links out are not, unless the file or its folder was named."""
     for name in ("in/a.jpg", "in/sub/b.jpg", "out/c.jpg", "in2/d.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -232,7 +169,7 @@ def test_the_fence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     def inside(*named: str) -> Callable[[str], bool]:
-        return Fence(named).inside
+        return AllowedFiles(named).__contains__
 
     for folder in ("in", str(tmp_path / "in"), "in/*.jpg", "./out/../in", "in/s*b/../*.jpg"):
         assert inside(folder)("in/a.jpg") and inside(folder)("in/near.jpg")
@@ -256,7 +193,7 @@ def test_what_a_page_shows(photo: Photo, tmp_path: Path) -> None:
         (str(tmp_path / "in/b b.jpg"), 0.5, same.filter(ImageFilter.GaussianBlur(1))),
         (str(tmp_path / "in/c.jpg"), 0.75, other),
     )
-    gallery.failures.append(Failure("in/broken.jpg", "cannot decode <it>"))
+    gallery.failures.append(FailedScore("cannot decode <it>", "in/broken.jpg"))
     page = page_of(gallery, tmp_path / "report.html")
     assert [c["data-score"] for c in page.cards()] == ["0.75", "0.5", "0.25"]
     assert [c["data-name"] for c in page.cards()] == ["c.jpg", "b b.jpg", "a.jpg"]
@@ -292,9 +229,13 @@ def test_hostile_names_are_nothing_but_names(photo: Photo, tmp_path: Path) -> No
 
     def page(names: list[str], target: str) -> Page:
         gallery = gallery_of(*((n, i / 20, p) for i, (n, p) in enumerate(zip(names, pictures, strict=True))))
-        gallery.failures += [Failure(n, f"reason {n}") for n in names]
+        gallery.failures += [FailedScore(f"reason {n}", n) for n in names]
         with gallery:
-            write_page(tmp_path / target, gallery, Facts(names[0], names[1], names[2], 4, names[3], names[4]))
+            write_page(
+                tmp_path / target,
+                gallery,
+                ReportInfo(names[0], WeightsInfo(names[1], names[2]), 4, names[3], names[4]),
+            )
         return Page((tmp_path / target).read_text(encoding="utf-8"))
 
     odd, plain = page(HOSTILE, "odd.html"), page([f"{i}.jpg" for i in range(len(HOSTILE))], "plain.html")
@@ -312,8 +253,8 @@ def _coded(name: str) -> str:
 def test_pages_of_nothing_and_of_one(photo: Photo, tmp_path: Path) -> None:
     """A page without any score says so, one of a single image has no best and worst."""
     with Gallery() as gallery:
-        gallery.failures.append(Failure("a", "b"))
-        write_page(tmp_path / "none.html", gallery, FACTS)
+        gallery.failures.append(FailedScore("b", "a"))
+        write_page(tmp_path / "none.html", gallery, INFO)
     assert "No image could be scored" in (tmp_path / "none.html").read_text(encoding="utf-8")
     page = page_of(gallery_of(("a.jpg", 1.0, photo())), tmp_path / "one.html")
     assert len(page.all("img")) == 1 and "best" not in {a.get("id") for a in page.all("h2")}
@@ -326,17 +267,11 @@ def test_a_page_that_cannot_be_written(photo: Photo, tmp_path: Path) -> None:
         gallery_of(("a.jpg", 1.0, photo())) as gallery,
         pytest.raises(GrmpScoreError, match="cannot write the report"),
     ):
-        write_page(tmp_path / "report.html", gallery, FACTS)
+        write_page(tmp_path / "report.html", gallery, INFO)
     assert os.listdir(tmp_path) == ["report.html"]
 
 
 # ----------------------------------------------------------------------- command
-
-
-@pytest.fixture
-def model(tiny_weights: Weights, tmp_path: Path) -> str:
-    """A random model in a folder."""
-    return str(tiny_weights.save(tmp_path / "model"))
 
 
 def test_the_command(model: str, photo: Photo, tmp_path: Path) -> None:
@@ -394,15 +329,16 @@ def test_a_cache_changes_nothing_but_the_time(
         result = CliRunner().invoke(cli, [*arguments, "--cache", str(tmp_path / "c.sqlite")])
         assert result.exit_code == 1, result.output
         pages.append(Page((tmp_path / "p.html").read_text(encoding="utf-8")))
-        monkeypatch.setattr(Scorer, "_forward", lambda self, items: [1 / 0 for _ in items])
+        monkeypatch.setattr(Scorer, "_score_batch", lambda self, items: [1 / 0 for _ in items])
     assert pages[0].elements == pages[1].elements and len(pages[1].cards()) == 3
 
 
 def test_verdicts_are_explained(photo: Photo, tmp_path: Path) -> None:
     """Every image has a word for its score, and the page says where each begins."""
-    facts = dataclasses.replace(FACTS, verdicts=[("good", 0.7), ("fair", 0.4)])
-    with gallery_of(("a.jpg", 0.7, photo()), ("b.jpg", 0.39, photo(50, 90, 3))) as gallery:
-        write_page(tmp_path / "p.html", gallery, facts)
+    limits = (("good", 0.7), ("fair", 0.4))
+    info = dataclasses.replace(INFO, weights=WeightsInfo("tiny", "0123456789abcdef", None, limits))
+    with gallery_of(("a.jpg", 0.7, photo()), ("b.jpg", 0.39, photo(50, 90, 3)), limits=limits) as gallery:
+        write_page(tmp_path / "p.html", gallery, info)
     page = Page((tmp_path / "p.html").read_text(encoding="utf-8"))
     words = [data for tag, data in page.texts if tag == "span"]
     assert words.count("good") == words.count("bad") == 2 and "fair" not in words  # in a list, and best or worst

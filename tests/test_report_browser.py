@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from grmp_score.report.gallery import Failure
-from grmp_score.report.html import Facts, write_page
+from grmp_score.report.html import write_page
+from grmp_score.score import FailedScore
 
 from .browser import CHROMIUM, DRIVER, Browser, browser
 from .conftest import make_photo
-from .test_report import FACTS, HOSTILE, gallery_of
+from .test_report import HOSTILE, INFO, gallery_of
 
 pytestmark = pytest.mark.skipif(not (DRIVER and CHROMIUM), reason="no chromium with chromedriver")
 
@@ -28,8 +28,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     target = tmp_path_factory.mktemp("page") / "report.html"
     pictures = [make_photo(300, 200, seed if seed > 2 else 0) for seed in range(len(HOSTILE))]
     with gallery_of(*((n, i / 20, p) for i, (n, p) in enumerate(zip(HOSTILE, pictures, strict=True)))) as gallery:
-        gallery.failures += [Failure(name, f"reason {name}") for name in HOSTILE]
-        write_page(target, gallery, FACTS)
+        gallery.failures += [FailedScore(f"reason {name}", name) for name in HOSTILE]
+        write_page(target, gallery, INFO)
     return target.as_uri()
 
 
@@ -91,7 +91,7 @@ def test_a_link_into_the_list_shows_what_a_filter_hides(desktop: Browser) -> Non
 
 def test_nothing_is_executed_or_complained_about(desktop: Browser) -> None:
     """Odd names run no script and load nothing; the console stays empty."""
-    assert desktop.run("return document.title") == FACTS.title
+    assert desktop.run("return document.title") == INFO.title
     assert desktop.run("return [...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert desktop.run("return document.scripts.length") == 1
     assert (
@@ -131,7 +131,7 @@ def test_without_javascript(tmp_path: Path) -> None:
     """A static list, best first, without controls that would do nothing."""
     gallery = gallery_of(*((f"{i}.jpg", i / 10, make_photo(60, 40, i)) for i in range(4)))
     with gallery:
-        write_page(tmp_path / "report.html", gallery, Facts("T", "m", None, 1, "now", "1"))
+        write_page(tmp_path / "report.html", gallery, INFO)
     with browser(tmp_path / "profile", width=900, height=700, scripts=False) as window:
         window.open((tmp_path / "report.html").as_uri())
         assert window.run(SHOWN) == ["3.jpg", "2.jpg", "1.jpg", "0.jpg"]

@@ -9,11 +9,11 @@ import pytest
 
 from grmp_score.errors import ResultsError
 from grmp_score.report.resume import Earlier, read_earlier
-from grmp_score.report.rows import Model, parse_fields
+from grmp_score.report.rows import WeightsInfo, parse_fields
 from grmp_score.report.writers import DELIMITERS, DelimitedWriter, JsonLinesWriter
 from grmp_score.score import FailedScore, Score
 
-MODEL = Model("tiny", "0123456789abcdef")
+MODEL = WeightsInfo("tiny", "0123456789abcdef")
 NAMES = ["a.png", 'quo"te, comma.png', "new\nline.png", "lone\rreturn.png", "invalid \udcff.png", "\N{CAMERA}.png"]
 
 
@@ -115,6 +115,6 @@ def test_rows_of_another_model_are_refused(out: Path) -> None:
     earlier = read(out, written("csv"), "csv")
     earlier.check(MODEL, 2, path=out)
     with pytest.raises(ResultsError, match=r"'tiny' \(checksum 0123456789abcdef\).* 'tiny' \(ffff\)"):
-        earlier.check(Model("tiny", "ffff"), 2, path=out)
+        earlier.check(WeightsInfo("tiny", "ffff"), 2, path=out)
     with pytest.raises(ResultsError, match="scores of 2 patches per image, this run would use 10"):
         earlier.check(MODEL, 10, path=out)

@@ -1,16 +1,14 @@
-"""Selecting and sorting streams of scores: equal to doing it with lists, in bounded memory."""
+"""Selecting and sorting streams of scores: equal to doing it with lists."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grmp_score.report import select
-from grmp_score.report.select import Selection, sorted_on_disk
+from grmp_score.report.select import Selection
 from grmp_score.score import AnyScore, FailedScore, Score
 
 values = st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), st.floats(0, 1)), max_size=30)
@@ -34,8 +32,8 @@ def test_top_and_bottom(numbers: list[float | None], top: int, bottom: int) -> N
     """The best, the worst, or both, each once, as from sorted lists; of equal scores the earlier are kept."""
     scores = scores_of(numbers)
     valid = [s for s in scores if isinstance(s, Score)]
-    best = sorted(valid, key=lambda s: -(s.value or 0))
-    worst = sorted(valid, key=lambda s: s.value or 0)
+    best = sorted(valid, key=lambda s: -s.value)
+    worst = sorted(valid, key=lambda s: s.value)
     assert found(Selection(top=top), scores) == best[:top]
     assert found(Selection(bottom=bottom), scores) == worst[:bottom]
     both = found(Selection(top=top, bottom=bottom), scores)
@@ -79,15 +77,6 @@ def test_limits_apply_before_the_best_are_chosen_and_sorting_after() -> None:
     scores = scores_of([0.9, 0.1, 0.5, None, 0.7, 0.3])
     selection = Selection(sort="name", top=2, minimum=0.2, maximum=0.8)
     assert [s.path for s in found(selection, scores)] == ["02", "04"]
-
-
-def test_many_are_sorted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More scores than fit into memory go through files, with the same result, and no more are held than said."""
-    monkeypatch.setattr(select, "CHUNK", 7)
-    numbers: list[float | None] = [(i * 37 % 101) / 101 for i in range(100)]
-    scores = scores_of(numbers)
-    expected = sorted(scores, key=lambda s: s.value or 0)
-    assert list(sorted_on_disk(iter(scores), lambda s: (s.value,))) == expected
 
 
 def test_a_stream_without_order_is_passed_on_at_once() -> None:

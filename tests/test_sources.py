@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from grmp_score.errors import DataError
 from grmp_score.trainer.data import mixtures, sources
@@ -21,7 +20,6 @@ from grmp_score.trainer.data.sources import (
     by_reference,
     distorted_version,
     kadid10k_items,
-    load_pixels,
     references_items,
     tid2013_items,
 )
@@ -293,13 +291,6 @@ def test_every_photo_gets_every_distortion_at_every_level(clean: Path) -> None:
     assert all(i.path == clean / i.reference for i in items)
 
 
-def test_mixtures_can_be_left_out(clean: Path) -> None:
-    """Without them there are the 27 single types."""
-    items = references_items(clean, mixed=False)
-    assert len(items) == 5 * (1 + 27 * 5)
-    assert not [i for i in items if i.group == mixtures.GROUP]
-
-
 def test_too_few_photos_are_refused(tmp_path: Path) -> None:
     """Fewer than five cannot be split by reference; a missing folder is told apart."""
     for i in range(4):
@@ -363,10 +354,3 @@ def test_distorted_versions_are_made_by_task_and_level(clean: Path) -> None:
     np.testing.assert_array_equal(
         distorted_version(pixels, items["references/mixed_focus", 2]), mixtures.mix(pixels, "mixed_focus", 2)
     )
-
-
-def test_pixels_are_rgb_bytes(tmp_path: Path) -> None:
-    """Grey files become three channels."""
-    Image.new("L", (5, 4), 77).save(tmp_path / "grey.png")
-    pixels = load_pixels(tmp_path / "grey.png")
-    assert pixels.shape == (4, 5, 3) and pixels.dtype == np.uint8 and (pixels == 77).all()

@@ -9,12 +9,13 @@ Oquab et al., "DINOv2", arXiv 2304.07193; parameter names as in timm's `vit_*_pa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from grmp_score.errors import ConfigError, WeightsError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 HEAD_WIDTH = 64  # every published DINOv2 size uses heads of this width
 LAYER_NORM_EPS = 1e-6
@@ -48,7 +49,7 @@ _UNUSED_NAMES = ("mask_token",)  # only DINOv2's own pre-training reads it
 
 
 def convert_dinov2(
-    state: Mapping[str, Tensor], *, depth: int, image_size: int = 224, pool_type: str = "tok"
+    state: Mapping[str, Tensor], *, depth: int, image_size: int = 224
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Convert a DINOv2 image tower to open_clip's native one, cut to its first blocks.
 
@@ -59,7 +60,6 @@ def convert_dinov2(
         state: DINOv2 parameters of any floating dtype, without registers and with a plain (not gated) MLP.
         depth: number of blocks kept, 1..the number in `state`.
         image_size: side of the square input in pixels, a multiple of the patch size.
-        pool_type: "tok" (the CLS token) or "avg" (mean over patch tokens), both after the final norm.
 
     Returns:
         `vision_cfg` for `open_clip.model.CLIP`, JSON-serialisable, and the state of its `visual` module in
@@ -69,14 +69,10 @@ def convert_dinov2(
         WeightsError: a tensor is missing, unknown or of an unexpected shape.
         ConfigError: an argument is out of range.
     """
-    import torch
-
     blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
     _check_names(state, len(blocks))
     if not 1 <= depth <= len(blocks):
         raise ConfigError(f"depth: expected 1..{len(blocks)}, the blocks in the weights; got {depth}")
-    if pool_type not in ("tok", "avg"):
-        raise ConfigError(f'pool_type: expected "tok" or "avg", got {pool_type!r}')
 
     def get(name: str) -> Tensor:
         return state[name].detach().to(torch.float32).clone()
@@ -111,7 +107,7 @@ def convert_dinov2(
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
         "ls_init_value": 1e-5,  # only switches layer scale on; the values come with the state
         "no_ln_pre": True,
-        "pool_type": pool_type,
+        "pool_type": "tok",
         "final_ln_after_pool": False,
         "norm_kwargs": {"eps": LAYER_NORM_EPS},
     }
@@ -151,9 +147,6 @@ def _check_shapes(state: Mapping[str, Tensor], width: int, depth: int) -> None:
 
 def _resize_positions(positions: Tensor, grid: int) -> Tensor:
     """Resize CLS + square-grid positional embedding [1 + g^2, width] to [1 + grid^2, width]."""
-    import torch
-    from torch.nn.functional import interpolate
-
     old = round((positions.shape[0] - 1) ** 0.5)
     if old * old != positions.shape[0] - 1:
         raise WeightsError(f"pos_embed: expected CLS and a square grid, got {positions.shape[0]} positions")

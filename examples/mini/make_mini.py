@@ -1,26 +1,13 @@
 """The recipe of the bundled model "mini": from public base weights to ``grmp_score/bundled/mini``.
 
-Needs three inputs (``grmp_score/bundled/mini/README.md`` says what they are and under which licences):
-
     python examples/mini/make_mini.py --dinov2 dinov2_vits14.safetensors --pairs pairs/pairs.csv \\
-        --references references/ --work runs/mini STAGE...
+        --references references/ --work runs/mini [STAGE...]
 
-Stages, in order; each is seeded, skips what is done and continues what was stopped:
+README.md beside this file says what the inputs and the stages are.  Each stage is seeded, skips what is done and
+continues what was stopped.
 
-    prepare   distort and label the reference photos, cut training crops
-    base      convert the image tower (cut to 6 blocks, the last four read out), fit its head, train the text tower
-              by locked-image contrastive tuning on the pairs; 6,000 of the training crops give the head its
-              quality axis and the words "high quality" and "low quality" their meaning
-    meta      stage 1: the text context, meta-learned; this one is bundled
-    ordinary  the same context by ordinary training on the pooled tasks, for comparison
-    calibrate spread p(high): the quality logits are scaled so that three quarters of the clean training
-              references score above 0.7
-    report    measure all of them, and untrained prompts, on single crops of the references held out
-    levels    score the held-out references, clean and at the heaviest level, for the percentiles
-    bundle    write the weights folder
-
-Single-threaded on purpose: the same numbers on every machine with the same libraries, and ``meta`` and ``ordinary``
-can run side by side.
+Single-threaded on purpose: the same numbers on every machine with the same libraries, and the stages ``meta`` and
+``ordinary`` can run side by side.
 """
 
 from __future__ import annotations
@@ -35,26 +22,26 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from contrastive import train_dual_encoder
 from dinov2 import convert_dinov2
-from pairs import PairFeatures, image_tower
-from quality_words import QualityViews
+from photos import PhotoFeatures, image_tower
 from safetensors.torch import load_file, save_file
+from text_tower import QualityViews, train_dual_encoder
 
-from grmp_score import Scorer, weights
+from grmp_score import FailedScore, Scorer, pretrain, weights
 from grmp_score.config import IMAGENET_MEAN, IMAGENET_STD, Backbone, ModelConfig, Preprocess, PromptConfig
-from grmp_score.model.patches import normalise
+from grmp_score.images import read_image
 from grmp_score.trainer.data.distortions import LEVELS
-from grmp_score.trainer.data.sources import CLEAN, by_reference, distorted_version, load_pixels, references_items
-from grmp_score.trainer.pretrain.crops import Prepared, load_prepared, prepare
-from grmp_score.trainer.pretrain.held_out import Evaluation, encode, evaluate, held_out_rows
-from grmp_score.trainer.pretrain.meta import LogRow, MetaConfig, MetaTrainer, split_references
-from grmp_score.trainer.pretrain.run import new_model, plot_log, pretrain
-from grmp_score.weights.folder import Weights
+from grmp_score.trainer.data.sources import CLEAN, by_reference, distorted_version, references_items
+from grmp_score.trainer.pretrain.crops import TrainingCrops, cut_crops, load_crops
+from grmp_score.trainer.pretrain.held_out import HeldOutAgreement, encode_crops, evaluate_held_out
+from grmp_score.trainer.pretrain.meta import LogRow, PretrainConfig, split_references, to_patches
+from grmp_score.trainer.pretrain.run import new_model, plot_log
+from grmp_score.weights import Weights
 from grmp_score.weights.tensors import TensorFile
 
 SEED = 0
-DEPTH, READOUT = 6, 4
+#: Blocks of the image tower that are kept, and how many of them, the last ones, make the features.
+DEPTH, READOUT_BLOCKS = 6, 4
 #: Families of distortions to learn from: what cameras, codecs and sharing do to photos.  Changes of colour,
 #: brightness, contrast and place, which the metrics punish and people mind less, made photos' scores worse.
 GROUPS = ("blurs", "compression", "noise", "mixtures")
@@ -69,7 +56,7 @@ PREPROCESS = Preprocess(
 )
 #: The paper's beta = 1e-2 needs tens of thousands of outer steps; with few steps theta goes all the way to the mean
 #: of the adapted parameters at first (Reptile's usual choice), and ever less far towards the end.
-STAGE_1 = MetaConfig(
+STAGE_1 = PretrainConfig(
     tasks_per_step=2,
     inner_steps=1,
     adam="kept",
@@ -90,12 +77,19 @@ STAGES = ("prepare", "base", "meta", "ordinary", "calibrate", "report", "levels"
 
 @dataclasses.dataclass(frozen=True)
 class Paths:
-    """Inputs and the working folder."""
+    """Inputs, the working folder, and the processes of the stage ``prepare``."""
 
     dinov2: Path
     pairs: Path
     references: Path
     work: Path
+    jobs: int = 2
+
+
+def prepare(paths: Paths) -> None:
+    """Distorts and labels the reference photos and cuts training crops."""
+    items = references_items(paths.references)
+    cut_crops(items, paths.work / "prepared", jobs=paths.jobs, progress=show("prepare"))
 
 
 def make_base(paths: Paths) -> None:
@@ -106,15 +100,15 @@ def make_base(paths: Paths) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     vision_cfg, vision_state = convert_dinov2(load_file(paths.dinov2), depth=DEPTH)
     cached = paths.work / "base" / "features.pt"
-    features = PairFeatures(*torch.load(cached, weights_only=True)) if cached.exists() else None
+    features = PhotoFeatures(*torch.load(cached, weights_only=True)) if cached.exists() else None
     result = train_dual_encoder(
         vision_cfg,
         vision_state,
         paths.pairs,
+        quality_views(paths, vision_cfg, vision_state),
+        readout_blocks=READOUT_BLOCKS,
         seed=SEED,
         features=features,
-        quality=quality_views(paths, vision_cfg, vision_state),
-        readout_blocks=READOUT,
         progress=lambda stage, done, total: show(stage)(done, total),
     )
     (paths.work / "base" / "model.json").write_text(
@@ -128,20 +122,18 @@ def quality_views(paths: Paths, vision_cfg: dict[str, Any], vision_state: dict[s
     cached = paths.work / "base" / "quality.pt"
     if cached.exists():
         return QualityViews(*torch.load(cached, weights_only=True))
-    data = load_prepared(paths.work / "prepared")
-    train = {r.removeprefix("references/") for r in parts(data)[0]}
+    crops = load_crops(paths.work / "prepared")
+    train, _ = parts(crops)
     rng = np.random.default_rng([SEED, 2])
-    used = [i for i, item in enumerate(data.items) if item.reference in train and item.group in (*GROUPS, CLEAN)]
-    rows = rng.permutation(used)[:6000]
-    crops = np.stack([data.crops[i, k] for i, k in zip(rows, rng.integers(0, 3, size=len(rows)), strict=True)])
-    encode = image_tower(vision_cfg, vision_state, READOUT)
+    used = [i for i in crops.indices(train) if crops.items[i].group in (*GROUPS, CLEAN)]
+    rows = rng.permutation(used)[:6000]  # [n]
+    pixels = crops.pixels[rows, rng.integers(0, 3, size=len(rows))]  # [n, S, S, 3]
+    encode = image_tower(vision_cfg, vision_state, READOUT_BLOCKS)
     features = []
-    with torch.inference_mode():
-        for start in range(0, len(crops), 16):
-            values = torch.from_numpy(crops[start : start + 16]).permute(0, 3, 1, 2).float().div_(255.0)
-            features.append(encode(normalise(values, PREPROCESS)))
-            show("quality views")(start // 16, len(crops) // 16)
-    views = QualityViews(torch.cat(features), torch.from_numpy(data.labels[rows]).float())
+    for start in range(0, len(pixels), 16):
+        features.append(encode(to_patches(pixels[start : start + 16], PREPROCESS)))
+        show("quality views")(start // 16, len(pixels) // 16)
+    views = QualityViews(torch.cat(features), torch.from_numpy(crops.labels[rows]).float())
     torch.save((views.features, views.labels), cached)
     return views
 
@@ -154,9 +146,9 @@ def load_base(paths: Paths) -> Weights:
     return Weights(config, {}, TensorFile(paths.work / "base" / weights.BACKBONE), origin="base")
 
 
-def parts(data: Prepared) -> tuple[list[str], list[str]]:
+def parts(crops: TrainingCrops) -> tuple[list[str], list[str]]:
     """References to train on, references held out."""
-    return split_references(data.references(), TEST_SHARE, SEED)
+    return split_references(crops.references(), TEST_SHARE, SEED)
 
 
 def run(paths: Paths, name: str) -> None:
@@ -164,20 +156,26 @@ def run(paths: Paths, name: str) -> None:
     folder = paths.work / name
     if (folder / weights.CONFIG).exists():
         return
-    data, base = load_prepared(paths.work / "prepared"), load_base(paths)
-    train, _ = parts(data)
-    log: list[LogRow] = []
+    crops = load_crops(paths.work / "prepared")
+    train, _ = parts(crops)
 
-    def on_step(trainer: MetaTrainer, row: LogRow) -> None:
-        log[:] = trainer.log
-        say(
-            f"{name} {row.step}/{trainer.total_steps} support {row.support_loss:.4f} query {row.query_loss:.4f}"
-            f" {row.seconds:.0f} s"
-        )
+    def on_step(row: LogRow) -> None:
+        losses = f"support {row.support_loss:.4f} query {row.query_loss:.4f}"
+        say(f"{name} step {row.step}, epoch {row.epoch} of {STAGE_1.epochs}: {losses}, {row.seconds:.0f} s")
 
-    trained = pretrain(base.config, base, data, RUNS[name], folder, references=train, resume=True, on_step=on_step)
-    trained.save(folder)
-    plot_log(log, folder / "log.png")
+    pretrain(
+        crops,
+        folder,
+        RUNS[name],
+        base=load_base(paths),
+        prompts=PROMPTS,
+        name="mini",
+        references=train,
+        resume=True,
+        device="cpu",
+        on_step=on_step,
+    )
+    plot_log(folder)
 
 
 def calibrate(paths: Paths) -> None:
@@ -198,31 +196,31 @@ def calibrate(paths: Paths) -> None:
 
 def report(paths: Paths) -> None:
     """Every run, and untrained prompts, on the held-out references; the image side is the same in all."""
-    data, base = load_prepared(paths.work / "prepared"), load_base(paths)
-    _, held_out = parts(data)
+    crops, base = load_crops(paths.work / "prepared"), load_base(paths)
+    _, held_out = parts(crops)
     cached = paths.work / "held_out.pt"
     if not cached.exists():
-        model = new_model(base.config, base.backbone_state(), seed=SEED)
-        rows = held_out_rows(data, held_out)
-        torch.save(encode(model, data, rows, views=(0,), progress=show("held-out crops")), cached)
+        model = new_model(base.config, base, seed=SEED)
+        rows = crops.indices(held_out)
+        torch.save(encode_crops(model, crops, rows, views=(0,), progress=show("held-out crops")), cached)
     features = torch.load(cached, weights_only=True)
     for name in ("untrained", *RUNS):
         target = paths.work / f"report_{name}.json"
         if target.exists():
             continue
         if name == "untrained":
-            model = new_model(base.config, base.backbone_state(), seed=SEED)
+            model = new_model(base.config, base, seed=SEED)
         elif (paths.work / name / weights.CONFIG).exists():
             model = weights.load(paths.work / name).build()
         else:
             continue
         say(f"{name}: {len(held_out)} references")
-        result = evaluate(model, data, held_out, features=features)
+        result = evaluate_held_out(model, crops, held_out, features=features)
         target.write_text(json.dumps(as_record(result), indent=2), encoding="utf-8")
         say(f"{name}: overall {result.overall:.3f}, mean per type {result.mean_per_task:.3f}")
 
 
-def as_record(result: Evaluation) -> dict[str, object]:
+def as_record(result: HeldOutAgreement) -> dict[str, object]:
     """The numbers of an evaluation, rounded."""
     return {
         "srcc_overall": round(result.overall, 4),
@@ -235,11 +233,12 @@ def as_record(result: Evaluation) -> dict[str, object]:
 def scores(model: Weights, paths: Paths, references: list[str], *, level: int) -> list[float]:
     """Scores of all versions of some references at one level, 0 for the clean ones."""
     items = references_items(paths.references)
-    wanted = [i for i in items if i.level == level and f"references/{i.reference}" in references]
-    images = (distorted_version(load_pixels(item.path), item) for item in wanted)
+    wanted = [i for i in items if i.level == level and i.full_reference in references]
+    images = (distorted_version(np.asarray(read_image(item.path)), item) for item in wanted)
     values = []
     for score in Scorer(model, workers=1).score_many(images):
-        assert score.value is not None, score.error
+        if isinstance(score, FailedScore):
+            raise RuntimeError(score.error)
         values.append(score.value)
         show(f"level {level}")(len(values), len(wanted))
     return values
@@ -296,7 +295,7 @@ def bundle(paths: Paths) -> None:
         chosen.config, reference_percentiles=whole["percentiles"], results=results, training=training
     )
     folder = Path(weights.__file__).parent / "bundled" / "mini"
-    card = Path(__file__).parents[1] / "weights_cards" / "mini.md"
+    card = Path(__file__).parents[2] / "weights_cards" / "mini.md"
     text = card.read_text(encoding="utf-8") if card.exists() else ""
     dataclasses.replace(chosen, config=config, card=text).save(folder)
     say(f"wrote {folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.1f} MB")
@@ -327,16 +326,19 @@ def show(what: str) -> Callable[[int, int], None]:
 def main(dinov2: Path, pairs: Path, references: Path, work: Path, jobs: int, stages: tuple[str, ...]) -> None:
     """Makes the bundled model; all stages by default."""
     torch.set_num_threads(1)
-    paths = Paths(dinov2, pairs, references, work)
+    paths = Paths(dinov2, pairs, references, work, jobs)
     for stage in stages or STAGES:
-        if stage == "base":
-            make_base(paths)
-        elif stage == "prepare":
-            prepare(references_items(references), work / "prepared", jobs=jobs, progress=show("prepare"))
-        elif stage in RUNS:
+        if stage in RUNS:
             run(paths, stage)
         else:
-            {"calibrate": calibrate, "report": report, "levels": levels, "bundle": bundle}[stage](paths)
+            {
+                "prepare": prepare,
+                "base": make_base,
+                "calibrate": calibrate,
+                "report": report,
+                "levels": levels,
+                "bundle": bundle,
+            }[stage](paths)
 
 
 if __name__ == "__main__":

@@ -4,48 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from captions import SCENE_PROMPTS, class_scene
+from photos import NIGHT, Photo, PhotoFeatures
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from grmp_score.config import SCENES
 from grmp_score.model.tokenizer import Tokenizer
+from grmp_score.model.towers import TextTower
 
-from .pairs import Pair, PairFeatures
-from .scenes import class_scene, scene_prompts
-
-if TYPE_CHECKING:
-    from open_clip.model import CLIP
-    from torch import Tensor
+CLIP = nn.Module  # as `grmp_score.model.clip.build_clip` makes it
 
 
-def encode_texts(model: CLIP, tokens: Tensor) -> Tensor:
-    """Text features [B, embed_dim] as of `model.encode_text(tokens, normalize=True)`, without the padding.
-
-    The causal mask hides everything after end of text, so positions that are padding in every row can be left
-    out; with captions of ten tokens this saves most of the work.
-    """
-    import torch
-    from open_clip.transformer import text_global_pool
-
-    length = int(tokens.argmax(dim=1).max()) + 1
-    tokens = tokens[:, :length]
-    x = model.token_embedding(tokens) + model.positional_embedding[:length]
-    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
-    x = text_global_pool(x, tokens, model.text_pool_type) @ model.text_projection
-    normalized: Tensor = torch.nn.functional.normalize(x, dim=-1)
-    return normalized
+def encode_texts(clip: CLIP, tokens: Tensor) -> Tensor:
+    """Token ids [C, T] -> L2-normalised text features [C, D]."""
+    text = TextTower(clip)
+    return text(text.embed(tokens), tokens)
 
 
-def prompt_cosine(model: CLIP, tokenizer: Tokenizer) -> float:
+@torch.inference_mode()
+def prompt_cosine(clip: CLIP, tokenizer: Tokenizer) -> float:
     """Cosine of the two quality prompts before prompt learning; at 1 the model cannot tell them apart."""
-    import torch
-
-    with torch.inference_mode():
-        high, low = encode_texts(model, tokenizer(["X X X X high quality.", "X X X X low quality."]))
-        return float(high @ low)
+    high, low = encode_texts(clip, tokenizer(["X X X X high quality.", "X X X X low quality."]))
+    return float(high @ low)
 
 
+@torch.inference_mode()
 def measure(
-    model: CLIP, pairs: Sequence[Pair], features: PairFeatures, indices: Sequence[int], tokenizer: Tokenizer
+    clip: CLIP, photos: Sequence[Photo], features: PhotoFeatures, indices: Sequence[int], tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Zero-shot figures of a model on the photos `indices`, which it must not have been trained on.
 
@@ -58,31 +47,29 @@ def measure(
         all kinds, at rank 1; scene_nll and best_logit_scale: mean negative log-likelihood of the scenes at
         the scale that minimises it.
     """
-    import torch
-
     index = torch.as_tensor(list(indices))
-    kinds = sorted({class_scene(p.wordnet_id).kind for p in pairs})
-    names = [f"a photo of a {pairs[i].name}" for i in indices]
-    with torch.inference_mode():
-        texts = [scene_prompts(), names, [f"a photo of a {k}" for k in kinds]]
-        scene_text, name_text, kind_text = (encode_texts(model, tokenizer(t)) for t in texts)
-        projected = features.features[index] @ model.visual.proj  # [n, V, embed_dim]
-        images = torch.nn.functional.normalize(projected, dim=-1)
-        truth = features.scenes[index]  # [n, V, 9]
-        cosines = images @ scene_text.T  # [n, V, 9]
-        best = cosines.argmax(-1, keepdim=True)
-        hit = truth.gather(-1, best)[..., 0].float()  # [n, V]
-        own = torch.tensor([SCENES.index(class_scene(pairs[i].wordnet_id).scene) for i in indices])
-        recall = {SCENES[s]: hit[own == s, 0].mean().item() for s in sorted(set(own.tolist()))}
-        counts = torch.bincount(own, minlength=len(SCENES))
-        night = truth[:, -1, SCENES.index("night")] & ~truth[:, 0, SCENES.index("night")]
-        target = truth[:, 0].float() / truth[:, 0].sum(-1, keepdim=True)
-        scales = torch.logspace(0, math.log10(100), 81).tolist()
-        nll = [-(target * torch.log_softmax(s * cosines[:, 0], -1)).sum(-1).mean().item() for s in scales]
-        name_scores = images[:, 0] @ name_text.T
-        rank = (name_scores > name_scores.diagonal()[:, None]).sum(1)
-        kind_of = torch.tensor([kinds.index(class_scene(pairs[i].wordnet_id).kind) for i in indices])
-        kind_hit = ((images[:, 0] @ kind_text.T).argmax(1) == kind_of).float().mean().item()
+    kinds = sorted({class_scene(p.wordnet_id).kind for p in photos})
+    names = [f"a photo of a {photos[i].name}" for i in indices]
+    scene_text, name_text, kind_text = (
+        encode_texts(clip, tokenizer(texts))
+        for texts in (SCENE_PROMPTS, names, [f"a photo of a {k}" for k in kinds])
+    )
+    images = normalize(features.features[index] @ clip.visual.proj, dim=-1)  # [n, V, D]
+    truth = features.scenes[index]  # [n, V, 9]
+    cosines = images @ scene_text.T  # [n, V, 9]
+    best = cosines.argmax(-1, keepdim=True)  # [n, V, 1]
+    hit = truth.gather(-1, best)[..., 0].float()  # [n, V]
+    own = torch.tensor([SCENES.index(class_scene(photos[i].wordnet_id).scene) for i in indices])  # [n]
+    recall = {SCENES[s]: hit[own == s, 0].mean().item() for s in sorted(set(own.tolist()))}
+    counts = torch.bincount(own, minlength=len(SCENES))  # [9]
+    night = truth[:, -1, NIGHT] & ~truth[:, 0, NIGHT]  # [n]
+    target = truth[:, 0].float() / truth[:, 0].sum(-1, keepdim=True)  # [n, 9]
+    scales = torch.logspace(0, math.log10(100), 81).tolist()
+    nll = [-(target * torch.log_softmax(s * cosines[:, 0], -1)).sum(-1).mean().item() for s in scales]
+    name_scores = images[:, 0] @ name_text.T  # [n, n]
+    rank = (name_scores > name_scores.diagonal()[:, None]).sum(1)  # [n]
+    kind_of = torch.tensor([kinds.index(class_scene(photos[i].wordnet_id).kind) for i in indices])  # [n]
+    kind_hit = ((images[:, 0] @ kind_text.T).argmax(1) == kind_of).float().mean().item()
     report: dict[str, Any] = {
         "held_out": len(indices),
         "scene_accuracy": hit[:, 0].mean().item(),
@@ -91,7 +78,7 @@ def measure(
         "scene_recall": recall,
         "scene_nll": min(nll),
         "best_logit_scale": scales[nll.index(min(nll))],
-        "trained_logit_scale": model.logit_scale.exp().item(),
+        "trained_logit_scale": clip.logit_scale.exp().item(),
         **{f"recall_at_{k}": (rank < k).float().mean().item() for k in (1, 5, 10)},
         "recall_at_10_chance": min(1.0, 10 / len(indices)),
         "kind_accuracy": kind_hit,
@@ -99,5 +86,5 @@ def measure(
     if images.shape[1] > 3:
         report["distorted_scene_accuracy"] = hit[:, 3].mean().item()
     if images.shape[1] > 2 and bool(night.any()):
-        report["night_recall"] = (best[night, -1, 0] == SCENES.index("night")).float().mean().item()
+        report["night_recall"] = (best[night, -1, 0] == NIGHT).float().mean().item()
     return report

@@ -29,9 +29,8 @@ from grmp_score.errors import GrmpScoreError, MissingExtraError
 @click.option(
     "-m",
     "--model",
-    default="mini",
-    show_default=True,
-    help="Whose backbone to start from, or NAME:TAG of open_clip (ViT-B-16-quickgelu:openai).",
+    default=None,
+    help="Whose backbone to start from, or NAME:TAG of open_clip (ViT-B-16-quickgelu:openai).  [default: mini]",
 )
 @click.option(
     "--method",
@@ -100,7 +99,7 @@ def command(
     kadid10k: Path | None,
     tid2013: Path | None,
     output: Path,
-    model: str,
+    model: str | None,
     n_visual: int,
     jobs: int | None,
     device: str,
@@ -129,14 +128,14 @@ def command(
     from grmp_score.config import PromptConfig
     from grmp_score.pipeline.inference import pick_device
     from grmp_score.trainer.data import sources
-    from grmp_score.trainer.pretrain import crops as prepared
-    from grmp_score.trainer.pretrain import run as pretrain
-    from grmp_score.trainer.pretrain.meta import LogRow, MetaConfig, MetaTrainer
+    from grmp_score.trainer.pretrain.crops import cut_crops
+    from grmp_score.trainer.pretrain.meta import LogRow, PretrainConfig
+    from grmp_score.trainer.pretrain.run import CHECKPOINT, plot_log, pretrain
 
-    meta = MetaConfig(**settings)
+    config = PretrainConfig(**settings)
     if (output / weights.CONFIG).exists() and not resume:
         raise GrmpScoreError("already holds weights", path=output, hint="Choose another folder")
-    if (output / pretrain.CHECKPOINT).exists() and not resume:
+    if (output / CHECKPOINT).exists() and not resume:
         raise GrmpScoreError("holds a stopped run", path=output, hint="Add --resume, or choose another folder")
     items = []
     if tid2013:
@@ -145,36 +144,41 @@ def command(
         items += sources.kadid10k_items(kadid10k)
     if references:
         items += sources.references_items(references)
-    unknown = sorted(set(meta.groups) - {i.group for i in items})
+    unknown = sorted(set(config.groups) - {i.group for i in items})
     if unknown:
         raise click.UsageError(
             f"no distortions of the family {unknown[0]!r}; there are {', '.join(sorted({i.group for i in items}))}"
         )
     base = weights.load_base(model)
-    config = pretrain.base_config(base, name=output.name, prompts=PromptConfig(n_visual=n_visual))
     with progress_bar("Preparing", len(sources.by_reference(items)), unit="references") as advance:
-        data = prepared.prepare(
+        crops = cut_crops(
             items,
             output / "prepared",
-            patch_size=config.preprocess.patch_size,
+            patch_size=base.config.preprocess.patch_size,
             jobs=jobs or os.cpu_count() or 1,
             progress=lambda *_: advance(1),
         )
-    rows: list[LogRow] = []
-    steps = meta.epochs * -(-len(data.tasks(meta.groups)) // meta.tasks_per_step)
+    done = 0
+    steps = config.epochs * -(-len(crops.tasks(config.groups)) // config.tasks_per_step)
     with progress_bar("Training", steps, unit="steps") as advance:
 
-        def on_step(trainer: MetaTrainer, row: LogRow) -> None:
-            advance(row.step - (rows[-1].step if rows else 0))
-            rows[:] = trainer.log
+        def on_step(row: LogRow) -> None:
+            nonlocal done
+            advance(row.step - done)
+            done = row.step
 
-        trained = pretrain.pretrain(
-            config, base, data, meta, output, resume=resume, device=str(pick_device(device)), on_step=on_step
+        pretrain(
+            crops,
+            output,
+            config,
+            base=base,
+            prompts=PromptConfig(n_visual=n_visual),
+            resume=resume,
+            device=str(pick_device(device)),
+            on_step=on_step,
         )
-    trained.save(output)
     try:
-        if rows:  # a run that was already at its end keeps its plot
-            pretrain.plot_log(rows, output / pretrain.PLOT)
+        plot_log(output)
     except MissingExtraError as error:
         click.echo(f"Note: {error}", err=True)
     click.echo(f"wrote {output}; use it with: grmp-score PATHS --model {output}", err=True)

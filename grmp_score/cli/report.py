@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-from grmp_score import __version__
 from grmp_score.cli.options import (
     background_option,
     cache_option,
@@ -79,12 +78,14 @@ def command(
         raise click.UsageError(f"no images found in: {', '.join(paths)}")
 
     from grmp_score.pipeline.cache import ScoreCache
-    from grmp_score.report.gallery import Failure, Fence, Gallery
-    from grmp_score.report.html import Facts, write_page
-    from grmp_score.score import verdict_limits
+    from grmp_score.report.gallery import Gallery
+    from grmp_score.report.html import ReportInfo, write_page
+    from grmp_score.report.links import AllowedFiles
+    from grmp_score.report.rows import WeightsInfo
+    from grmp_score.score import FailedScore
 
     scorer = open_scorer(given)
-    fence = Fence(paths)
+    may_be_shown = AllowedFiles(paths)
     with (
         ScoreCache(cache) if cache else nullcontext() as known,
         Gallery(thumbnail) as gallery,
@@ -93,33 +94,30 @@ def command(
 
         def allowed() -> Iterator[str]:
             for file in files:
-                if fence.inside(file):
+                if file in may_be_shown:
                     yield file
                 else:
-                    gallery.failures.append(Failure(file, _OUTSIDE))
+                    gallery.failures.append(FailedScore(_OUTSIDE, path=file))
                     progress()
 
         stopped = False
         try:
-            for score in scorer.score_many(allowed(), cache=known, on_image=gallery.look):
+            for score in scorer.score_many(allowed(), cache=known, on_image=gallery.keep_thumbnail):
                 gallery.add(score)
                 progress()
         except KeyboardInterrupt:  # what took hours is not thrown away
             stopped = True
-        done = len(gallery.shots) + len(gallery.failures)
-        facts = Facts(
+        done = len(gallery.images) + len(gallery.failures)
+        info = ReportInfo(
             title=title or f"Image quality of {', '.join(paths)}",
-            model=scorer.config.name,
-            checksum=scorer.checksum,
+            weights=WeightsInfo.of(scorer.config, scorer.checksum),
             patches=scorer.preprocess.patches,
             created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-            version=__version__,
-            verdicts=verdict_limits(scorer.config.reference_percentiles),
             note=f"Stopped after {done} of {len(files)} images." if stopped else "",
         )
-        write_page(output, gallery, facts)
+        write_page(output, gallery, info)
     failed = len(gallery.failures)
-    click.echo(f"{output}: {len(gallery.shots)} images", err=True)
+    click.echo(f"{output}: {len(gallery.images)} images", err=True)
     if stopped:
         raise KeyboardInterrupt
     if failed:

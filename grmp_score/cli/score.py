@@ -20,9 +20,10 @@ from grmp_score.cli.options import open_scorer
 from grmp_score.cli.output import append_text, destination, results_file
 from grmp_score.cli.progress import Progress, progress_bar
 from grmp_score.cli.score_options import EPILOG, STDIN, ScoreCommand, check, score_options
+from grmp_score.display import printable
 from grmp_score.images.find import find_images, read_list
 from grmp_score.report.resume import Earlier, read_earlier
-from grmp_score.report.rows import FIELDS, Model, printable
+from grmp_score.report.rows import FIELDS, WeightsInfo
 from grmp_score.report.table import TableWriter
 from grmp_score.report.writers import (
     DELIMITERS,
@@ -85,7 +86,7 @@ def command(**given: Any) -> None:
         if first is not None:
             cache = stack.enter_context(open_cache(options)) if options.cache is not None else None
             scorer = open_scorer(given)
-            model = Model.of(scorer.config, scorer.checksum)
+            model = WeightsInfo.of(scorer.config, scorer.checksum)
             if options.resume is not None:
                 earlier.check(model, scorer.preprocess.patches, path=options.output)
             began = time.monotonic()
@@ -211,7 +212,7 @@ def scored(
 
 
 @contextlib.contextmanager
-def open_writer(options: SimpleNamespace, model: Model, earlier: Earlier) -> Iterator[Writer]:
+def open_writer(options: SimpleNamespace, model: WeightsInfo, earlier: Earlier) -> Iterator[Writer]:
     """A writer of the chosen format to the chosen place; it is closed at the end, whatever happens."""
     fields = options.fields or FIELDS
     with contextlib.ExitStack() as stack:
@@ -236,7 +237,7 @@ def open_writer(options: SimpleNamespace, model: Model, earlier: Earlier) -> Ite
 
 
 def text_writer(
-    options: SimpleNamespace, stream: IO[str], model: Model, fields: Sequence[str], *, header: bool = True
+    options: SimpleNamespace, stream: IO[str], model: WeightsInfo, fields: Sequence[str], *, header: bool = True
 ) -> Writer:
     """The writer of a format that is text."""
     kind = options.output_format

@@ -20,7 +20,7 @@ from grmp_score.cli.options import (
 )
 from grmp_score.errors import ConfigError
 from grmp_score.report.resume import NEEDED
-from grmp_score.report.rows import FIELDS, parse_fields
+from grmp_score.report.rows import FIELDS, describe_columns, parse_fields
 from grmp_score.report.select import Selection
 from grmp_score.report.writers import FIELD_FORMATS, FORMATS, RESUMABLE
 
@@ -32,8 +32,7 @@ SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
 
 EPILOG = f"""\b
 Fields of csv, tsv, jsonl and parquet:
-  {", ".join(FIELDS[:7])},
-  {", ".join(FIELDS[7:])}
+{describe_columns()}
 
 \b
 Exit status:

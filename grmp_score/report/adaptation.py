@@ -5,22 +5,22 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import math
 from collections.abc import Iterable
 from typing import IO, TYPE_CHECKING, Any
 
-from grmp_score.report.console import console_on
-from grmp_score.report.rows import printable
+from grmp_score.display import printable
+from grmp_score.files import finite_or_none
+from grmp_score.report.text import console_on, interval, number, plain_table
 
 if TYPE_CHECKING:  # neither is needed to show --help
     from grmp_score.trainer.adapt.fewshot import HistoryRow
     from grmp_score.trainer.adapt.measure import Predictions
 
-#: Entry of the results -> who it is about.
-CONTENDERS = {"before": "un-adapted model", "ridge": "ridge regression", "after": "adapted model"}
+#: Entry of the results -> the model that it measures.
+MEASURED_MODELS = {"before": "un-adapted model", "ridge": "ridge regression", "after": "adapted model"}
 
-#: What the training is compared with, as sentences name it.
-_RIVALS = {"before": "the un-adapted model", "ridge": "the ridge regression on the un-adapted features"}
+#: What the adapted model is compared with, as sentences name it.
+_BASELINES = {"before": "the un-adapted model", "ridge": "the ridge regression on the un-adapted features"}
 
 
 def complete(results: dict[str, Any], predictions: Predictions | None) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def complete(results: dict[str, Any], predictions: Predictions | None) -> dict[s
         predictions: `Adapted.test_predictions`.
 
     Returns:
-        A copy.  The three contenders gain ``krcc_interval`` and ``rmse_interval`` (on the fitted curve); ``gain``
+        A copy.  The three models gain ``krcc_interval`` and ``rmse_interval`` (on the fitted curve); ``gain``
         says by how much the adapted model's SRCC is above ``before`` and ``ridge`` (``srcc``, ``srcc_interval``:
         bootstrap 95 %, the same resampled rows for both sides).
     """
@@ -45,7 +45,7 @@ def complete(results: dict[str, Any], predictions: Predictions | None) -> dict[s
         return published
     labels, seed = predictions.labels, results["seed"]
     good = labels.scores if labels.higher_is_better else -labels.scores
-    columns = {name: np.asarray(getattr(predictions, name)) for name in CONTENDERS}
+    columns = {name: np.asarray(getattr(predictions, name)) for name in MEASURED_MODELS}
     krcc_rows = np.vectorize(krcc, signature="(n),(n)->()")
     for name, column in columns.items():
         fit = Fit(results[name]["fit"]["kind"], tuple(results[name]["fit"]["parameters"]))
@@ -54,24 +54,28 @@ def complete(results: dict[str, Any], predictions: Predictions | None) -> dict[s
             "krcc": bootstrap_interval(krcc_rows, column, good, seed=seed),
             "rmse": bootstrap_interval(lambda s, _: np.sqrt(s.mean(-1)), squares, good, seed=seed),
         }
-        intervals = {f"{key}_interval": [_number(end) for end in pair] for key, pair in ends.items()}
-        published[name] = {**results[name], **intervals}
+        published[name] = {**results[name], **{f"{key}_interval": _finite(pair) for key, pair in ends.items()}}
     rows = np.arange(len(good), dtype=np.float64)  # resampled in place of predictions, to be used on both sides
     published["gain"] = gains = {}
-    for name in _RIVALS:
-        after, rival = columns["after"], columns[name]
+    for name in _BASELINES:
+        after, baseline = columns["after"], columns[name]
 
-        def difference(drawn: Any, y: Any, after: Any = after, rival: Any = rival) -> Any:
+        def difference(drawn: Any, y: Any, after: Any = after, baseline: Any = baseline) -> Any:
             at = drawn.astype(np.int64)
-            return srcc_rows(after[at], y) - srcc_rows(rival[at], y)
+            return srcc_rows(after[at], y) - srcc_rows(baseline[at], y)
 
-        ends_of_gain = bootstrap_interval(difference, rows, good, seed=seed)
-        value = float(difference(rows, good))
-        gains[f"over_{name}"] = {"srcc": _number(value), "srcc_interval": [_number(end) for end in ends_of_gain]}
+        gains[f"over_{name}"] = {
+            "srcc": finite_or_none(float(difference(rows, good))),
+            "srcc_interval": _finite(bootstrap_interval(difference, rows, good, seed=seed)),
+        }
     return published
 
 
-def verdict(results: dict[str, Any]) -> str:
+def _finite(ends: tuple[float, float]) -> list[float | None]:
+    return [finite_or_none(end) for end in ends]
+
+
+def conclusion(results: dict[str, Any]) -> str:
     """In words, whether the adapted model is the best of the three; says so plainly when it is not.
 
     Args:
@@ -82,16 +86,16 @@ def verdict(results: dict[str, Any]) -> str:
     if not any(results["chosen"].values()):
         return (
             "Training did not help: on the held-out folds no epoch did better than the start, so the adapted model "
-            f"is the un-adapted one.{_beaten_by_ridge(results)}"
+            f"is the un-adapted one.{_ridge_won(results)}"
         )
     if results["after"]["srcc"] is None:
         return "No agreement can be stated: all predictions of the adapted model, or all labels, are equal."
-    gains = {name: results["gain"][f"over_{name}"] for name in _RIVALS}
+    gains = {name: results["gain"][f"over_{name}"] for name in _BASELINES}
     ahead = [name for name, gain in gains.items() if gain["srcc"] is not None and gain["srcc"] > 0]
     behind = [name for name, gain in gains.items() if gain["srcc"] is not None and gain["srcc"] <= 0]
-    sentences = [_lost(results, name) for name in behind]
+    sentences = [_baseline_won(results, name) for name in behind]
     if ahead:
-        parts = [f"{_RIVALS[name]} by {_with_interval(gains[name])}" for name in ahead]
+        parts = [f"{_BASELINES[name]} by {_with_interval(gains[name])}" for name in ahead]
         sentences.append(f"The adapted model did better than {' and than '.join(parts)} in SRCC.")
         unsure = sum(_within_chance(gains[name]) for name in ahead)
         if unsure:
@@ -112,7 +116,7 @@ def measured_on(results: dict[str, Any]) -> str:
 
 
 def write_summary(stream: IO[str], results: dict[str, Any], *, unit: str, span: float) -> None:
-    """Writes the table of the three contenders, the cross-validation, and the verdict.
+    """Writes the table of the three models, the cross-validation, and the conclusion.
 
     Args:
         stream: where to.
@@ -121,23 +125,19 @@ def write_summary(stream: IO[str], results: dict[str, Any], *, unit: str, span: 
         span: range of the labels.
     """
     from rich.markup import escape
-    from rich.table import Table
 
     console = console_on(stream, highlight=False)
     if results["gain"] is not None:
-        table = Table(box=None, pad_edge=False)
-        table.add_column("")
-        for heading in ("SRCC", "95 % interval", "PLCC", "KRCC", "RMSE"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for key, who in CONTENDERS.items():
+        table = plain_table("", "SRCC", "95 % interval", "PLCC", "KRCC", "RMSE")
+        for key, who in MEASURED_MODELS.items():
             figures = results[key]
             table.add_row(
                 f"{key}: {who}" if key != "ridge" else who,
-                shown(figures["srcc"]),
+                number(figures["srcc"]),
                 interval(figures["srcc_interval"]),
-                shown(figures["plcc"]),
-                shown(figures["krcc"]),
-                shown(figures["rmse"], span),
+                number(figures["plcc"]),
+                number(figures["krcc"]),
+                number(figures["rmse"], span),
             )
         console.print(table)
         console.print(
@@ -146,7 +146,7 @@ def write_summary(stream: IO[str], results: dict[str, Any], *, unit: str, span: 
     folds = results["cross_validation"]
     if folds is not None:
         console.print(f"\n{cross_validation(folds)}")
-    console.print(f"\n{verdict(results)}{_advice(results)}")
+    console.print(f"\n{conclusion(results)}{_advice(results)}")
 
 
 def cross_validation(folds: dict[str, Any]) -> str:
@@ -163,27 +163,11 @@ def write_results(stream: IO[str], results: dict[str, Any]) -> None:
 
 
 def write_history(stream: IO[str], history: Iterable[HistoryRow]) -> None:
-    """Writes ``training.csv``: one row per step or look at held-out images; what does not apply is empty."""
+    """Writes ``training.csv``: one row per step or measurement on held-out images; what does not apply is empty."""
     rows = [dataclasses.asdict(row) for row in history]
     writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-
-
-def shown(value: float | None, span: float = 1.0) -> str:
-    """A figure to a thousandth of the range it lives in."""
-    return "-" if value is None else f"{value:.{max(0, 3 - math.floor(math.log10(span)))}f}"
-
-
-def interval(ends: list[float | None], span: float = 0.0) -> str:
-    """The ends of an interval; of correlations to a hundredth, which the bootstrap is not better than."""
-    if ends[0] is None or ends[1] is None:
-        return "-"
-    return f"{shown(ends[0], span)} .. {shown(ends[1], span)}" if span else f"{ends[0]:.2f} .. {ends[1]:.2f}"
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _advice(results: dict[str, Any]) -> str:
@@ -195,7 +179,7 @@ def _advice(results: dict[str, Any]) -> str:
 
 
 def _mean(figures: dict[str, Any], key: str) -> str:
-    return f"{shown(figures[f'{key}_mean'])} ± {shown(figures[f'{key}_std'])}"
+    return f"{number(figures[f'{key}_mean'])} ± {number(figures[f'{key}_std'])}"
 
 
 def _with_interval(gain: dict[str, Any]) -> str:
@@ -207,16 +191,15 @@ def _within_chance(gain: dict[str, Any]) -> bool:
     return low is None or high is None or low <= 0 <= high
 
 
-def _lost(results: dict[str, Any], name: str) -> str:
-    rival, after = results[name]["srcc"], results["after"]["srcc"]
-    subject = _RIVALS[name][0].upper() + _RIVALS[name][1:]
-    if rival == after:
-        return f"{subject} did as well (SRCC {shown(rival)})."
+def _baseline_won(results: dict[str, Any], name: str) -> str:
+    baseline, after = results[name]["srcc"], results["after"]["srcc"]
+    subject = _BASELINES[name][0].upper() + _BASELINES[name][1:]
+    if baseline == after:
+        return f"{subject} did as well (SRCC {number(baseline)})."
     chance = ", which may be chance" if _within_chance(results["gain"][f"over_{name}"]) else ""
-    return f"{subject} did better (SRCC {shown(rival)} against {shown(after)}{chance})."
+    return f"{subject} did better (SRCC {number(baseline)} against {number(after)}{chance})."
 
 
-def _beaten_by_ridge(results: dict[str, Any]) -> str:
+def _ridge_won(results: dict[str, Any]) -> str:
     gain = results["gain"]["over_ridge"]["srcc"]
-    better = f" {_lost(results, 'ridge')}" if gain is not None and gain < 0 else ""
-    return better
+    return f" {_baseline_won(results, 'ridge')}" if gain is not None and gain < 0 else ""

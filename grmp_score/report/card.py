@@ -7,11 +7,13 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from grmp_score.report.adaptation import CONTENDERS, cross_validation, interval, measured_on, shown, verdict
-from grmp_score.report.rows import printable
+from grmp_score.display import printable
+from grmp_score.report.adaptation import MEASURED_MODELS, conclusion, cross_validation, measured_on
+from grmp_score.report.text import interval, number, templates
 
 if TYPE_CHECKING:  # these take seconds to import
     from huggingface_hub import EvalResult
+    from jinja2 import Template
 
     from grmp_score.config import ModelConfig
     from grmp_score.weights.folder import Weights
@@ -38,11 +40,6 @@ _SETTINGS = {
 
 #: Those that matter without gradient descent.
 _OF_ALL = ("train", "crops_per_image", "flips", "folds")
-
-_CITATION = (
-    "The method is that of Li et al., *Few-Shot Image Quality Assessment via Adaptation of Vision-Language Models* "
-    "(GRMP-IQA, [arXiv 2409.05381](https://arxiv.org/abs/2409.05381)); this is not their model."
-)
 
 
 def adapter_sha256(weights: Weights) -> str:
@@ -86,6 +83,9 @@ def model_card(config: ModelConfig, start: Weights, *, folder: str, repo: str | 
         value if isinstance(value := inherited.get(key), str) else None
         for key in ("license", "license_name", "license_link")
     )
+    scale = config.label_scale
+    assert scale is not None  # adapted models have one
+    worst, best = scale.to_label(0.0), scale.to_label(1.0)
     measured = results["gain"] is not None
     evaluations = _eval_results(config) if measured else []
     header = ModelCardData(
@@ -96,131 +96,58 @@ def model_card(config: ModelConfig, start: Weights, *, folder: str, repo: str | 
         license_link=licence_link,
         base_model=repo or start.config.backbone.repo,
         tags=TAGS,
-        model_name=_plain(config.name) if evaluations else None,
+        model_name=_one_line(config.name) if evaluations else None,
         eval_results=evaluations or None,
     )
-    sections = [
-        f"# {_plain(config.name)}",
-        _what(config, stage),
-        "## How it was made",
-        _made(config, stage, start, repo),
-        "## Measured",
-        _measured(config, stage, results) if measured else verdict(results),
-        "## What it is not",
-        _not(results),
-        "## How to use it",
-        _use(folder),
-        "## Licence",
-        _licence(licence, start),
-    ]
-    return f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
-
-
-def _what(config: ModelConfig, stage: dict[str, Any]) -> str:
-    scale = config.label_scale
-    assert scale is not None  # adapted models have one
-    best, worst = (scale.maximum, scale.minimum) if scale.higher_is_better else (scale.minimum, scale.maximum)
-    return (
-        f"Scores images as the person (or people) behind {_code(stage['labels'])} would: p(high quality), from 0, "
-        f"which stands for {worst:g} on the scale of the labels, to 1, which stands for {best:g}. "
-        f"An adaptation of {_code(stage['start'])}{_before(config)}. {_CITATION}"
-    )
-
-
-def _before(config: ModelConfig) -> str:
-    """What the start model had been adapted to itself, oldest first."""
-    steps = [
-        f"to {_code(str(earlier.get('labels')))} ({earlier.get('shots')} images, from "
-        f"{_code(str(earlier.get('start')))})"
-        for earlier in config.training.get("stage_2_earlier", ())
-    ]
-    return f", which had been adapted itself: {', then '.join(steps)}" if steps else ""
-
-
-def _made(config: ModelConfig, stage: dict[str, Any], start: Weights, repo: str | None) -> str:
-    chosen = {"text": "of the text side alone", "all": "of all that is trained"}
-    epochs = ", ".join(f"{n} {chosen[phase]}" for phase, n in config.results["chosen"].items() if phase in chosen)
-    how = "chosen by cross-validation" if config.results["cross_validation"] else "as asked for, not chosen"
-    rows = {
-        "labels": f"{_code(stage['labels'])}, {stage['shots']} images",
-        "seed": stage["seed"],
-        "method": stage["method"],
-        "semantic teacher": stage["teacher"] or "none",
-        "trained parameters": f"{stage['trained_parameters']:,}",
-        "epochs": f"{epochs}; {how}" if epochs else "none, one step in closed form",
-        "computed in": config.results["precision"],
-        "start model": _code(stage["start"]) + (f" of the Hub repository {_code(repo)}" if repo else ""),
-        "its adapter": f"sha256 `{stage['start_adapter_sha256']}`",
-        "its backbone": f"sha256 `{start.config.backbone.sha256}`"
-        if start.config.backbone.sha256
-        else "not recorded",
-    }
-    told = {k for k in _SETTINGS if k in stage["settings"] and (epochs or k in _OF_ALL)}
-    settings = {name: stage["settings"][key] for key, name in _SETTINGS.items() if key in told}
-    lines = [f"| {name} | {_value(value)} |" for name, value in {**rows, **settings}.items()]
-    return "\n".join(["| | |", "|---|---|", *lines])
-
-
-def _measured(config: ModelConfig, stage: dict[str, Any], results: dict[str, Any]) -> str:
-    scale = config.label_scale
-    assert scale is not None
-    span = scale.maximum - scale.minimum
-    lines = [
-        "| | SRCC | PLCC | KRCC | RMSE |",
-        "|---|---|---|---|---|",
-    ]
-    for name, who in CONTENDERS.items():
-        figures = results[name]
-        cells = [
-            f"{shown(figures[key], s or 1.0)} ({interval(figures[f'{key}_interval'], s)})"
-            for key, s in (("srcc", 0.0), ("plcc", 0.0), ("krcc", 0.0), ("rmse", span))
-        ]
-        lines.append(f"| {who} | {' | '.join(cells)} |")
-    of = _code(stage.get("test") or stage["labels"])
-    source = "" if results["measured_on"] == "cross-validation" else f" They are of {of}."
-    lost = f" {len(results['unscored'])} further images could not be read." if results["unscored"] else ""
-    notes = (
-        f"{measured_on(results)}{source}{lost} In brackets bootstrap 95 % intervals. SRCC, PLCC, KRCC: 1 is "
-        "perfect, 0 chance; RMSE: in units of the labels, after a fitted curve. Ridge regression: closed form, on "
-        "the image features of the start model, with the same training images."
-    )
+    phases = {"text": "of the text side alone", "all": "of all that is trained"}
+    epochs = [f"{count} {phases[phase]}" for phase, count in results["chosen"].items() if phase in phases]
     folds = results["cross_validation"]
-    parts = ["\n".join(lines), notes, verdict(results)]
-    return "\n\n".join([*parts, cross_validation(folds)] if folds else parts)
-
-
-def _not(results: dict[str, Any]) -> str:
-    return (
-        f"* Not a measure of quality as such: it has learned from {results['shots']} images what one set of labels "
-        "calls good, and knows nothing of subjects, cameras or faults that are not among them.\n"
-        "* Not measured on anything but the images named above.\n"
-        "* Not for decisions about people."
+    return _template().render(
+        header=header.to_yaml(),
+        config=config,
+        stage=stage,
+        results=results,
+        worst=worst,
+        best=best,
+        span=scale.maximum - scale.minimum,
+        epochs=epochs,
+        settings={
+            name: stage["settings"][key]
+            for key, name in _SETTINGS.items()
+            if key in stage["settings"] and (epochs or key in _OF_ALL)
+        },
+        measured=measured,
+        models=MEASURED_MODELS,
+        measured_on=measured_on(results) if measured else "",
+        conclusion=conclusion(results),
+        cross_validation=cross_validation(folds) if folds else "",
+        repo=repo,
+        folder=folder,
+        licence=licence,
+        start_name=start.config.name,
+        backbone_sha256=start.config.backbone.sha256,
     )
 
 
-def _use(folder: str) -> str:
-    shell, python = shlex.quote(printable(folder)), json.dumps(printable(folder))
-    return (
-        "From where this folder lies, or with the name of a Hub repository in place of its own:\n\n"
-        f"    grmp-score PATHS --model {shell}\n\n"
-        "```python\n"
-        "from grmp_score import Scorer\n\n"
-        f"scorer = Scorer.from_pretrained({python})\n"
-        'score = scorer.score("photo.jpg")\n'
-        "print(score.value)  # p(high quality), 0 bad .. 1 good\n"
-        "print(scorer.config.label_scale.to_label(score.value))  # on the scale of the labels\n"
-        "```"
-    )
+def _template() -> Template:
+    """The card's template: Markdown, in which text is escaped as HTML is, and names mostly stand in code."""
+    from markupsafe import Markup
+
+    environment = templates()
+    environment.filters |= {
+        "one_line": _one_line,
+        "code": lambda name: Markup(f"`{_one_line(str(name)).replace('`', chr(39))}`"),
+        "shell": lambda name: Markup(shlex.quote(printable(name))),
+        "python": lambda name: Markup(json.dumps(printable(name))),
+        "number": number,
+        "interval": interval,
+    }
+    return environment.get_template("card.md")
 
 
-def _licence(licence: str | None, start: Weights) -> str:
-    of = _code(start.config.name)
-    if licence:
-        return (
-            f"The terms of the start model {of} are passed on. Those of the images and labels are known to whoever "
-            "made this model, and not stated here."
-        )
-    return f"Unknown: the start model {of} states none. Find out before passing this model on."
+def _one_line(name: str) -> str:
+    """A name on one line, that does not end a cell of a table."""
+    return printable(name).replace("|", "/")
 
 
 def _eval_results(config: ModelConfig) -> list[EvalResult]:
@@ -244,19 +171,3 @@ def _eval_results(config: ModelConfig) -> list[EvalResult]:
         for key, metric in metrics.items()
         if results["after"][key] is not None
     ]
-
-
-def _code(name: str) -> str:
-    """A name as code: nothing in it is markup."""
-    return f"`{_plain(name).replace('`', chr(39))}`"
-
-
-def _plain(name: str) -> str:
-    """A name on one line, that does not end a cell of a table."""
-    return printable(name).replace("|", "/")
-
-
-def _value(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)

@@ -6,8 +6,9 @@ import json
 import math
 from typing import IO, TYPE_CHECKING, Any
 
-from grmp_score.report.console import console_on
-from grmp_score.report.rows import short_names
+from grmp_score.display import printable
+from grmp_score.files import finite_or_none
+from grmp_score.report.text import console_on, direction, interval, number, plain_table, short_names
 
 if TYPE_CHECKING:  # neither is needed to show --help
     from rich.console import Console
@@ -48,14 +49,20 @@ def write_json(stream: IO[str], result: EvaluationResult, labels: Labels, **cont
             "raters": raters.raters,
             "fewest_ratings": raters.fewest,
             "most_ratings": raters.most,
-            "srcc": _number(raters.srcc),
-            "plcc": _number(raters.plcc),
+            "srcc": finite_or_none(raters.srcc),
+            "plcc": finite_or_none(raters.plcc),
             "compared": raters.compared,
-            "reliability": _number(raters.reliability),
-            "ceiling": _number(raters.ceiling),
+            "reliability": finite_or_none(raters.reliability),
+            "ceiling": finite_or_none(raters.ceiling),
         },
         "worst": [
-            {"path": str(w.path), "row": w.row, "label": w.label, "score": w.score, "expected": _number(w.expected)}
+            {
+                "path": str(w.path),
+                "row": w.row,
+                "label": w.label,
+                "score": w.score,
+                "expected": finite_or_none(w.expected),
+            }
             for w in result.worst
         ],
         "unscored": [{"path": str(u.path), "row": u.row, "error": u.error} for u in result.unscored],
@@ -70,12 +77,11 @@ def write_table(stream: IO[str], result: EvaluationResult, labels: Labels, *, mo
 
     console = console_on(stream, highlight=False)
     scale, unit = labels.scale, escape(labels.score_column)
-    direction = "higher" if scale.higher_is_better else "lower"
     source = escape(short_names([str(labels.source)])[0])
     console.print(f"[bold]{escape(model)}[/] against {source}")
     console.print(
         f"{result.overall.n} of {len(labels)} images; {unit} {scale.minimum:g} .. {scale.maximum:g}, "
-        f"{direction} is better\n"
+        f"{direction(scale.higher_is_better)}\n"
     )
     span = scale.maximum - scale.minimum
     _figures(console, result.overall, unit, span)
@@ -88,21 +94,18 @@ def write_table(stream: IO[str], result: EvaluationResult, labels: Labels, *, mo
 
 
 def _figures(console: Console, overall: Agreement, unit: str, span: float) -> None:
-    table = _table()
-    table.add_column("")
-    table.add_column("", justify="right")
-    table.add_column("95 % interval", justify="right")
+    table = plain_table("", "", "95 % interval")
     table.add_column("compares")
     after, curve = {
         "logistic": ("after logistic", "by a fitted curve"),
         "linear": ("after line", "by a fitted line, for want of data"),
         "mean": ("after mean", "but no curve can be fitted"),
     }[overall.fit.kind]
-    table.add_row("SRCC", _shown(overall.srcc), _interval(overall.srcc_interval), "order of the images")
-    table.add_row("KRCC", _shown(overall.krcc), "", "order within pairs")
-    table.add_row("PLCC", _shown(overall.plcc), _interval(overall.plcc_interval), "distances, by a straight line")
-    table.add_row(f"PLCC {after}", _shown(overall.plcc_logistic), "", f"distances, {curve}")
-    table.add_row(f"RMSE {after}", _in_unit(overall.rmse, span), "", f"in units of {unit}; 0 is perfect")
+    table.add_row("SRCC", number(overall.srcc), interval(overall.srcc_interval), "order of the images")
+    table.add_row("KRCC", number(overall.krcc), "", "order within pairs")
+    table.add_row("PLCC", number(overall.plcc), interval(overall.plcc_interval), "distances, by a straight line")
+    table.add_row(f"PLCC {after}", number(overall.plcc_logistic), "", f"distances, {curve}")
+    table.add_row(f"RMSE {after}", number(overall.rmse, span), "", f"in units of {unit}; 0 is perfect")
     console.print(table)
     console.print("[dim]SRCC, KRCC, PLCC: -1 .. 1; 1 is perfect, 0 chance, below 0 the wrong way round[/]")
 
@@ -110,16 +113,16 @@ def _figures(console: Console, overall: Agreement, unit: str, span: float) -> No
 def _groups(console: Console, groups: dict[str, Agreement], by: str, span: float) -> None:
     from rich.markup import escape
 
-    table = _table()
-    table.add_column(by, overflow="fold")
-    for heading in ("n", "SRCC", "95 % interval", "KRCC", "PLCC", "RMSE"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = plain_table(by, "n", "SRCC", "95 % interval", "KRCC", "PLCC", "RMSE")
     for name, group in groups.items():
-        interval = _interval(group.srcc_interval)
-        cells = (_shown(group.srcc), interval, _shown(group.krcc), _shown(group.plcc), _in_unit(group.rmse, span))
-        table.add_row(
-            escape(name.encode("unicode_escape").decode() if not name.isprintable() else name), str(group.n), *cells
+        cells = (
+            number(group.srcc),
+            interval(group.srcc_interval),
+            number(group.krcc),
+            number(group.plcc),
+            number(group.rmse, span),
         )
+        table.add_row(escape(printable(name)), str(group.n), *cells)
     console.print()
     console.print(table)
     console.print("[dim]interval: of SRCC; -: too few images to say; RMSE on the curve of all images[/]")
@@ -128,51 +131,23 @@ def _groups(console: Console, groups: dict[str, Agreement], by: str, span: float
 def _raters(console: Console, raters: RaterAgreement) -> None:
     ratings = f"{raters.fewest}" if raters.fewest == raters.most else f"{raters.fewest} to {raters.most}"
     console.print(f"\n{raters.raters} raters, {ratings} ratings per image")
-    console.print(f"one against the mean of the others: SRCC {_shown(raters.srcc)}, PLCC {_shown(raters.plcc)}")
+    console.print(f"one against the mean of the others: SRCC {number(raters.srcc)}, PLCC {number(raters.plcc)}")
     if math.isnan(raters.ceiling):
         console.print("[dim]too few ratings for a ceiling[/]")
         return
-    console.print(f"ceiling: PLCC {_shown(raters.ceiling)}, no scorer can be expected above it")
+    console.print(f"ceiling: PLCC {number(raters.ceiling)}, no scorer can be expected above it")
     console.print(
         f"[dim]means over {raters.compared} raters; ceiling: root of the mean opinion's reliability, "
-        f"{_shown(raters.reliability)},\nestimated from random halves of the raters[/]"
+        f"{number(raters.reliability)},\nestimated from random halves of the raters[/]"
     )
 
 
 def _worst(console: Console, result: EvaluationResult, unit: str, span: float) -> None:
     from rich.markup import escape
 
-    table = _table()
-    table.add_column("worst disagreements", overflow="fold")
-    for heading in ("row", unit, "expected", "score"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = plain_table("worst disagreements", "row", unit, "expected", "score")
     for name, w in zip(short_names([str(w.path) for w in result.worst]), result.worst, strict=True):
-        table.add_row(
-            escape(name), str(w.row), _in_unit(w.label, span), _in_unit(w.expected, span), _shown(w.score)
-        )
+        table.add_row(escape(name), str(w.row), number(w.label, span), number(w.expected, span), number(w.score))
     console.print()
     console.print(table)
     console.print(f"[dim]score: p(high quality), 0 bad .. 1 good; expected: {unit} by the curve[/]")
-
-
-def _table() -> Any:
-    from rich.table import Table
-
-    return Table(box=None, pad_edge=False)
-
-
-def _shown(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _in_unit(value: float, span: float) -> str:
-    """A value on the labels' scale, to a thousandth of its range or better."""
-    return "-" if math.isnan(value) else f"{value:.{max(0, 3 - math.floor(math.log10(span)))}f}"
-
-
-def _interval(ends: tuple[float, float]) -> str:
-    return "-" if math.isnan(ends[0]) else f"{ends[0]:.2f} .. {ends[1]:.2f}"
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

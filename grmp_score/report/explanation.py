@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from grmp_score.display import colour, colours, ink_on
 from grmp_score.errors import GrmpScoreError
 from grmp_score.files import replacing
 from grmp_score.images.read import read_image
-from grmp_score.report.colours import colour, colours, ink_on
 
 if TYPE_CHECKING:
     from grmp_score.explain import Explanation, PatchValue
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _PANEL, _LEAST_PANEL, _LEAST_COLUMN = 800, 640, 420
 _MARGIN, _GAP = 32, 24
 _PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (95, 95, 95)
+
+#: Share of the map's colours in the right panel; the rest is the photo in grey.
 _HEAT_SHARE = 0.55
 
 #: Width of an outline with its dark rim, and the distance of outlines that would lie on each other.
@@ -85,9 +87,6 @@ def draw_explanation(image: Image.Image, explanation: Explanation, *, title: str
     """
     width, height = _panel_size(*image.size)
     photo = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    ratio = width / image.width, height / image.height
-    left = _patch_panel(photo, explanation.patches, ratio)
-    right = _heat_panel(photo, explanation)
     stacked = width > 2 * height
     # Captions and legend need their room whatever the photo's shape.
     column = max(width, _LEAST_COLUMN)
@@ -99,30 +98,29 @@ def draw_explanation(image: Image.Image, explanation: Explanation, *, title: str
     score = explanation.score
     large, normal, small = (ImageFont.load_default(size) for size in (30, 20, 16))
     spread = "" if score.standard_error is None else f" ± {score.standard_error:.3f}"
-    number = f"{score.value:.3f}{spread}"
-    room = text - draw.textlength(number, large) - _GAP
+    value = f"{score.value:.3f}{spread}"
+    room = text - draw.textlength(value, large) - _GAP
     draw.text((_MARGIN, _MARGIN), _fitting(draw, drawable(title), large, room), _INK, large)
-    draw.text((_MARGIN + text, _MARGIN), number, _INK, large, anchor="ra")
+    draw.text((_MARGIN + text, _MARGIN), value, _INK, large, anchor="ra")
     line = f"{score.width} x {score.height} pixels, model {drawable(model)}"
     draw.text((_MARGIN, _MARGIN + 42), _fitting(draw, line, small, text), _FAINT, small)
-    heat = explanation.heat
+    heat, patches = explanation.heat, explanation.patches
+    dashed = any(_is_dashed(patch, patches) for patch in patches)
     captions = (
         (
-            left,
-            f"{len(explanation.patches)} patches; the score is their mean",
-            "Dashed: cut from a smaller version, so it covers more.",
+            _patch_panel(photo, patches, (width / image.width, height / image.height)),
+            f"{len(patches)} patches; the score is their mean",
+            "Dashed: cut from a smaller version, so it covers more." if dashed else "",
         ),
         (
-            right,
+            _heat_panel(photo, explanation),
             f"Quality over the image: {heat.min():.2f} to {heat.max():.2f}",
             f"From {explanation.dense_patches} patches on a regular grid.",
         ),
     )
-    if not any(_dashed(p, explanation.patches) for p in explanation.patches):
-        captions = ((captions[0][0], captions[0][1], ""), captions[1])
-    for number_, (panel, first, second) in enumerate(captions):
-        x = _MARGIN + (0 if stacked else number_ * (column + _GAP))
-        y = top + (number_ * (height + caption) if stacked else 0)
+    for number, (panel, first, second) in enumerate(captions):
+        x = _MARGIN + (0 if stacked else number * (column + _GAP))
+        y = top + (number * (height + caption) if stacked else 0)
         picture.paste(panel, (x + (column - width) // 2, y))
         draw.text((x, y + height + 8), _fitting(draw, first, normal, column), _INK, normal)
         draw.text((x, y + height + 34), _fitting(draw, second, small, column), _FAINT, small)
@@ -153,22 +151,22 @@ def _patch_panel(photo: Image.Image, patches: tuple[PatchValue, ...], ratio: tup
     insets = _insets(boxes, panel.size)
     for patch, box, inset in zip(patches, boxes, insets, strict=True):
         inner = (box[0] + inset, box[1] + inset, box[2] - inset - 1, box[3] - inset - 1)
-        _outline(draw, inner, colour(patch.p_high), dashed=_dashed(patch, patches))
+        _outline(draw, inner, colour(patch.p_high), dashed=_is_dashed(patch, patches))
     font = ImageFont.load_default(18)
     taken: list[Box] = []
     for patch, box, inset in zip(patches, boxes, insets, strict=True):
-        chip = _free_place(box, inset, panel.size, taken)
-        if chip is None:
+        label = _free_place(box, inset, panel.size, taken)
+        if label is None:
             continue  # hundreds of patches: the colours remain
-        taken.append(chip)
+        taken.append(label)
         fill = colour(patch.p_high)
-        draw.rounded_rectangle(chip, 4, fill=fill, outline=ink_on(fill))
-        middle = ((chip[0] + chip[2]) / 2, (chip[1] + chip[3]) / 2)
+        draw.rounded_rectangle(label, 4, fill=fill, outline=ink_on(fill))
+        middle = ((label[0] + label[2]) / 2, (label[1] + label[3]) / 2)
         draw.text(middle, f"{patch.p_high:.2f}", ink_on(fill), font, anchor="mm")
     return panel
 
 
-def _dashed(patch: PatchValue, patches: tuple[PatchValue, ...]) -> bool:
+def _is_dashed(patch: PatchValue, patches: tuple[PatchValue, ...]) -> bool:
     return patch.scale < max(p.scale for p in patches)
 
 
@@ -218,12 +216,17 @@ def _free_place(box: Box, inset: float, size: tuple[int, int], taken: list[Box])
     places += [(x, bottom - height) for x in across] + [(right - width, y) for y in down]
     for x, y in places:
         x, y = min(max(2, x), size[0] - width - 2), min(max(2, y), size[1] - height - 2)
-        chip = (x, y, x + width, y + height)
-        if not any(
-            chip[0] < t[2] + 3 and t[0] < chip[2] + 3 and chip[1] < t[3] + 3 and t[1] < chip[3] + 3 for t in taken
-        ):
-            return chip
+        label = (x, y, x + width, y + height)
+        if not any(_overlap(label, other) for other in taken):
+            return label
     return None
+
+
+def _overlap(one: Box, other: Box, gap: float = 3) -> bool:
+    """Whether two boxes come nearer to each other than a gap."""
+    return (
+        one[0] < other[2] + gap and other[0] < one[2] + gap and one[1] < other[3] + gap and other[1] < one[3] + gap
+    )
 
 
 def _heat_panel(photo: Image.Image, explanation: Explanation) -> Image.Image:
@@ -256,15 +259,8 @@ def _legend(picture: Image.Image, place: tuple[int, int, int], score: float, fon
 
 def _fitting(draw: ImageDraw.ImageDraw, text: str, font: Font, room: float) -> str:
     """The text, its middle left out if it is wider than the room."""
-    if draw.textlength(text, font) <= room:
-        return text
-    keep, least = len(text) - 1, 2
-    while least < keep:
-        middle = (keep + least + 1) // 2
-        fits = draw.textlength(_shortened(text, middle), font) <= room
-        least, keep = (middle, keep) if fits else (least, middle - 1)
-    return _shortened(text, keep)
-
-
-def _shortened(text: str, keep: int) -> str:
-    return text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
+    shown, kept = text, len(text)
+    while kept > 2 and draw.textlength(shown, font) > room:
+        kept -= 1
+        shown = f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
+    return shown

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grmp_score.display import printable
 from grmp_score.errors import MissingExtraError
-from grmp_score.report.adaptation import interval, measured_on, shown
-from grmp_score.report.rows import printable
+from grmp_score.report.adaptation import measured_on
+from grmp_score.report.text import direction, interval, number
 from grmp_score.trainer.metrics import Fit
 
 if TYPE_CHECKING:
@@ -111,13 +112,12 @@ def plot_scatter(predictions: Predictions, results: dict[str, Any], path: Path, 
             kind = {"logistic": "logistic fit", "linear": "linear fit", "mean": "mean"}[fit.kind]
             axes.plot(curve, fit(curve), color=_MARK, linewidth=1.5, label=kind)
             axes.legend(loc="best", fontsize=8)
-        srcc, ends = shown(figures["srcc"]), interval(figures["srcc_interval"])
+        srcc, ends = number(figures["srcc"]), interval(figures["srcc_interval"])
         axes.set_title(f"{name}: SRCC {srcc} (95 %: {ends})", fontsize=10)
         axes.locator_params(axis="x", nbins=6)
         axes.set_xlabel("p(high quality)")
         axes.grid(alpha=0.25)
-    better = "higher" if labels.higher_is_better else "lower"
-    left.set_ylabel(f"{_plain(unit)} ({better} is better)")
+    left.set_ylabel(f"{_plain(unit)} ({direction(labels.higher_is_better)})")
     figure.suptitle(measured_on(results).split(";")[0].rstrip("."), fontsize=9)
     figure.savefig(path, dpi=120)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from grmp_score.errors import ResultsError
-from grmp_score.report.rows import FIELDS, Model
+from grmp_score.report.rows import FIELDS, WeightsInfo
 from grmp_score.report.writers import DELIMITERS
 
 #: Without these fields it cannot be known what is done, and by which model.
@@ -41,7 +41,7 @@ class Earlier:
     patches: set[int] = field(default_factory=set)
     done: Counter[str] = field(default_factory=Counter)
 
-    def check(self, model: Model, patches: int, *, path: Path) -> None:
+    def check(self, model: WeightsInfo, patches: int, *, path: Path) -> None:
         """The rows are of this model with this number of patches per image.
 
         Raises:

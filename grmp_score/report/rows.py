@@ -1,12 +1,11 @@
-"""A score as a row: which fields there are, and how names are shown."""
+"""A score as a row.  A new column of the results is a new line of `COLUMNS`, and nothing else."""
 
 from __future__ import annotations
 
 import difflib
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grmp_score.errors import ConfigError
 
@@ -16,65 +15,92 @@ if TYPE_CHECKING:  # the scorer imports NumPy and Pillow, which --help and wrong
 
 Value = str | float | int | None
 
-#: Field of the machine-readable formats -> its type and what it is.
-DESCRIPTIONS: dict[str, tuple[type, str]] = {
-    "path": (str, "the image as named or found"),
-    "score": (float, "mean p(high quality) over the patches: 0 bad .. 1 good"),
-    "standard_error": (float, "spread of the score over the patches: std / sqrt(patches)"),
-    "std": (float, "standard deviation of p(high quality) over the patches"),
-    "patches": (int, "how many patches were scored"),
-    "label": (float, "the score on the scale of the labels that the model was adapted to"),
-    "percentile": (float, "share, in %, of the model's clean reference photos that score below"),
-    "width": (int, "pixels, upright"),
-    "height": (int, "pixels, upright"),
-    "content_hash": (str, "sha256 of the file"),
-    "model": (str, "name of the weights"),
-    "checksum": (str, "what tells these weights from others of that name"),
-    "error": (str, "why there is no score"),
-}
-FIELDS = tuple(DESCRIPTIONS)
-
 
 @dataclass(frozen=True)
-class Model:
+class WeightsInfo:
     """What rows and tables say about the weights.
 
     Attributes:
         name: the weights' own.
         checksum: `Scorer.checksum`.
         label_scale: of the weights, if they have one.
-        thresholds: verdicts and where they begin (see `grmp_score.score`); empty without reference distributions.
+        verdict_limits: the verdicts and where they begin (see `grmp_score.score.verdict_limits`); empty without
+            reference distributions.
     """
 
     name: str
     checksum: str
     label_scale: LabelScale | None = None
-    thresholds: tuple[tuple[str, float], ...] = ()
+    verdict_limits: tuple[tuple[str, float], ...] = ()
 
     @classmethod
-    def of(cls, config: ModelConfig, checksum: str) -> Model:
-        """The model of a configuration."""
+    def of(cls, config: ModelConfig, checksum: str) -> WeightsInfo:
+        """From the weights' configuration and `Scorer.checksum`."""
         from grmp_score.score import verdict_limits
 
         return cls(config.name, checksum, config.label_scale, tuple(verdict_limits(config.reference_percentiles)))
 
 
-def row(score: AnyScore, model: Model) -> dict[str, Value]:
-    """One score as a flat record with the columns of `FIELDS`; numbers keep their full precision."""
-    known: dict[str, Value] = dict.fromkeys(FIELDS)
-    known |= {"path": score.path, "content_hash": score.content_hash, "error": score.error}
-    known |= {"model": model.name, "checksum": model.checksum}
-    if score.error is not None:
-        return known
-    return known | {
-        "score": score.value,
-        "standard_error": score.standard_error,
-        "std": score.std,
-        "patches": len(score.patch_values),
-        "label": score.label,
-        "percentile": score.percentile,
-        "width": score.width,
-        "height": score.height,
+@dataclass(frozen=True)
+class Column:
+    """A column of the machine-readable formats.
+
+    Attributes:
+        kind: of its values, where there is one.
+        description: for people.
+        value: taken from a score, or from the weights that gave it.
+        of_failures: whether images that could not be scored have it too.
+    """
+
+    kind: type[str] | type[float] | type[int]
+    description: str
+    value: Callable[[Any, WeightsInfo], Value]
+    of_failures: bool = False
+
+
+COLUMNS: dict[str, Column] = {
+    "path": Column(str, "the image as named or found", lambda score, _: score.path, of_failures=True),
+    "score": Column(float, "mean p(high quality) over the patches: 0 bad .. 1 good", lambda score, _: score.value),
+    "standard_error": Column(
+        float, "spread of the score over the patches: std / sqrt(patches)", lambda score, _: score.standard_error
+    ),
+    "std": Column(float, "standard deviation of p(high quality) over the patches", lambda score, _: score.std),
+    "patches": Column(int, "how many patches were scored", lambda score, _: len(score.patch_values)),
+    "label": Column(
+        float, "the score on the scale of the labels that the model was adapted to", lambda score, _: score.label
+    ),
+    "percentile": Column(
+        float, "share, in %, of the model's clean reference photos below this", lambda score, _: score.percentile
+    ),
+    "width": Column(int, "pixels, upright", lambda score, _: score.width),
+    "height": Column(int, "pixels, upright", lambda score, _: score.height),
+    "content_hash": Column(str, "sha256 of the file", lambda score, _: score.content_hash, of_failures=True),
+    "model": Column(str, "name of the weights", lambda _, weights: weights.name, of_failures=True),
+    "checksum": Column(
+        str,
+        "tells these weights from others of that name",
+        lambda _, weights: weights.checksum,
+        of_failures=True,
+    ),
+    "error": Column(str, "why there is no score", lambda score, _: score.error, of_failures=True),
+}
+
+#: Names of the columns, in their usual order.
+FIELDS = tuple(COLUMNS)
+
+
+def describe_columns() -> str:
+    """The columns as a help text has them: a line for each, with its name and what it holds."""
+    return "\n".join(f"  {name:<{max(map(len, FIELDS))}}  {column.description}" for name, column in COLUMNS.items())
+
+
+def row(score: AnyScore, weights: WeightsInfo, fields: Sequence[str] = FIELDS) -> dict[str, Value]:
+    """One score as a flat record with these fields, in this order; numbers keep their full precision."""
+    failed = score.error is not None
+    columns = {name: COLUMNS[name] for name in fields}
+    return {
+        name: None if failed and not column.of_failures else column.value(score, weights)
+        for name, column in columns.items()
     }
 
 
@@ -93,33 +119,3 @@ def parse_fields(text: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ConfigError(f"a field stands twice in {text!r}; {known}")
     return names
-
-
-def shared_folder(paths: Sequence[str]) -> str:
-    """The folder that all paths lie in, to be left out where they are shown; empty for none."""
-    folders = {os.path.dirname(p) for p in paths}
-    if len(paths) < 2 or len({os.path.isabs(f) for f in folders}) > 1:
-        return ""
-    return os.path.commonpath([f or "." for f in folders])
-
-
-def short_name(path: str, folder: str) -> str:
-    """A path without that folder, if it lies in it; unprintable characters made visible."""
-    short = os.path.relpath(path, folder) if folder else path
-    return printable(path if short.startswith(os.pardir) else short)
-
-
-def short_names(paths: list[str]) -> list[str]:
-    """Paths without the folder they all share; unprintable characters made visible."""
-    folder = shared_folder(paths)
-    return [short_name(path, folder) for path in paths]
-
-
-def printable(name: str) -> str:
-    """A file's name with characters that cannot be shown written as codes."""
-    return name if name.isprintable() else name.encode("unicode_escape").decode()
-
-
-def pick(record: dict[str, Value], fields: Sequence[str]) -> dict[str, Value]:
-    """The record with these fields only, in this order."""
-    return {name: record[name] for name in fields}

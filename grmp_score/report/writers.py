@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from grmp_score.errors import MissingExtraError
-from grmp_score.report.rows import DESCRIPTIONS, FIELDS, Model, Value, pick, row
+from grmp_score.report.rows import COLUMNS, FIELDS, Value, WeightsInfo, row
 
 if TYPE_CHECKING:
     from grmp_score.score import AnyScore
@@ -41,18 +41,18 @@ class DelimitedWriter:
     def __init__(
         self,
         stream: IO[str],
-        model: Model,
+        weights: WeightsInfo,
         fields: Sequence[str] = FIELDS,
         *,
         delimiter: str = ",",
         header: bool = True,
     ) -> None:
-        self._stream, self._model, self._fields, self._delimiter = stream, model, tuple(fields), delimiter
+        self._stream, self._weights, self._fields, self._delimiter = stream, weights, tuple(fields), delimiter
         if header:
             self._line(self._fields)
 
     def write(self, score: AnyScore) -> None:
-        self._line(pick(row(score, self._model), self._fields).values())
+        self._line(row(score, self._weights, self._fields).values())
 
     def close(self) -> None:
         self._stream.flush()
@@ -72,11 +72,11 @@ class DelimitedWriter:
 class JsonLinesWriter:
     """One JSON object per line."""
 
-    def __init__(self, stream: IO[str], model: Model, fields: Sequence[str] = FIELDS) -> None:
-        self._stream, self._model, self._fields = stream, model, tuple(fields)
+    def __init__(self, stream: IO[str], weights: WeightsInfo, fields: Sequence[str] = FIELDS) -> None:
+        self._stream, self._weights, self._fields = stream, weights, tuple(fields)
 
     def write(self, score: AnyScore) -> None:
-        self._stream.write(json.dumps(pick(row(score, self._model), self._fields)) + "\n")
+        self._stream.write(json.dumps(row(score, self._weights, self._fields)) + "\n")
         self._stream.flush()
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class ParquetWriter:
     Parquet's strings are Unicode: bytes of a path that are no UTF-8 are written as ``\\xff``.
     """
 
-    def __init__(self, file: str | Path, model: Model, fields: Sequence[str] = FIELDS) -> None:
+    def __init__(self, file: str | Path, weights: WeightsInfo, fields: Sequence[str] = FIELDS) -> None:
         """Makes the file.
 
         Raises:
@@ -112,13 +112,13 @@ class ParquetWriter:
         """
         pyarrow, parquet = import_pyarrow()
         kinds = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64()}
-        self._schema = pyarrow.schema([(name, kinds[DESCRIPTIONS[name][0]]) for name in fields])
+        self._schema = pyarrow.schema([(name, kinds[COLUMNS[name].kind]) for name in fields])
         self._table = pyarrow.Table
         self._writer = parquet.ParquetWriter(os.fspath(file), self._schema)
-        self._model, self._fields, self._rows = model, tuple(fields), list[dict[str, Value]]()
+        self._weights, self._fields, self._rows = weights, tuple(fields), list[dict[str, Value]]()
 
     def write(self, score: AnyScore) -> None:
-        record = pick(row(score, self._model), self._fields)
+        record = row(score, self._weights, self._fields)
         self._rows.append({name: _unicode(value) for name, value in record.items()})
         if len(self._rows) >= ROW_GROUP:
             self._flush()

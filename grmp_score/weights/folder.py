@@ -261,15 +261,17 @@ def _checkpoint(source: str, filename: str, fetch: Callable[[str, str], Path]) -
 OPEN_CLIP_FILE = "open_clip_model.safetensors"
 
 
-def load_base(source: str) -> Weights:
-    """A backbone to train on: that of any weights (see `load`), or ``NAME:TAG`` of open_clip, e.g.
-    ``"ViT-B-16-quickgelu:openai"``, fetched from the Hub with its checksum recorded.
+def load_base(source: str | None = None) -> Weights:
+    """A backbone to train on: that of any weights (see `load`; None for the bundled default), or ``NAME:TAG`` of
+    open_clip, e.g. ``"ViT-B-16-quickgelu:openai"``, fetched from the Hub with its checksum recorded.
 
     Raises:
         HubError, WeightsError, ConfigError: as for `load`.
     """
     from grmp_score.model.clip import architecture, pretrained_repo
 
+    if source is None:
+        return load()
     name, separator, tag = source.partition(":")
     if not separator or Path(source).exists():
         return load(source)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grmp_score.errors import DataError
-from grmp_score.images.read import read_image
 from grmp_score.trainer.data import mixtures
 from grmp_score.trainer.data.distortions import DISTORTIONS, LEVELS, distort
 
@@ -105,16 +104,24 @@ class Item:
     label: float
     path: Path
 
+    @property
+    def data_set(self) -> str:
+        """First part of the task's name."""
+        return self.task.split("/")[0]
 
-def references_items(folder: str | Path, *, mixed: bool = True) -> list[Item]:
+    @property
+    def full_reference(self) -> str:
+        """Data set and reference: names of references may occur in several data sets."""
+        return f"{self.data_set}/{self.reference}"
+
+
+def references_items(folder: str | Path) -> list[Item]:
     """All distorted versions of all clean photos in a folder (recursive), labels not yet known.
 
-    Args:
-        folder: clean photos.
-        mixed: include the compound distortions of `mixtures`.
+    Every photo gets all single distortions and all `mixtures` at all levels.
 
     Raises:
-        DataError: fewer than five images, or two of one name.
+        DataError: the folder is missing or has fewer than five images.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -129,8 +136,7 @@ def references_items(folder: str | Path, *, mixed: bool = True) -> list[Item]:
     if len(files) < 5:
         raise DataError(f"expected at least 5 clean photos to split by reference, found {len(files)}", path=folder)
     types = [(d.name, d.group) for d in DISTORTIONS.values()]
-    if mixed:
-        types += [(name, mixtures.GROUP) for name in mixtures.MIXTURES]
+    types += [(name, mixtures.GROUP) for name in mixtures.MIXTURES]
     items = []
     for file in files:
         name = file.relative_to(folder).as_posix()
@@ -241,14 +247,9 @@ def _scaled(items: list[Item], folder: Path) -> list[Item]:
     return [replace(i, label=(i.label - low) / span) for i in items]
 
 
-def by_reference(items: list[Item]) -> dict[str, list[int]]:
-    """Indices of the items of each reference (data set and name)."""
+def by_reference(items: Sequence[Item]) -> dict[str, list[int]]:
+    """Indices of the items of each `Item.full_reference`."""
     groups: dict[str, list[int]] = defaultdict(list)
     for index, item in enumerate(items):
-        groups[f"{item.task.split('/')[0]}/{item.reference}"].append(index)
+        groups[item.full_reference].append(index)
     return dict(groups)
-
-
-def load_pixels(path: Path) -> NDArray[np.uint8]:
-    """An image file as RGB uint8 [H, W, 3]."""
-    return np.asarray(read_image(path), dtype=np.uint8)

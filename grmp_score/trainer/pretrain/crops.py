@@ -1,8 +1,8 @@
-"""Prepared training data: fixed crops of every labelled image, cut once, in one memory-mapped file.
+"""Training crops: fixed crops of every labelled image, cut once, in one memory-mapped file.
 
-Distorting, labelling and decoding cost more than a training step, so they are done once per data set.  A
-prepared folder holds ``crops.npy`` (uint8 [N, K, S, S, 3]), ``labels.npy`` (float64 [N]; NaN: not done yet) and
-``items.csv``.  Preparing is resumable: a reference is done when all its labels are known.
+Distorting, labelling and decoding cost more than a training step, so they are done once per data set.  The folder
+holds ``crops.npy`` (uint8 [N, K, S, S, 3]), ``labels.npy`` (float64 [N]; NaN: not done yet) and ``items.csv``.
+Cutting is resumable: a reference is done when all its labels are known.
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from grmp_score.errors import DataError
-from grmp_score.trainer.data import sources
+from grmp_score.images.read import read_image
 from grmp_score.trainer.data.quality_labels import MIN_SIDE, full_reference_scores, rank_labels
-from grmp_score.trainer.data.sources import CLEAN, Item
-
-Progress = Callable[[int, int], None]
+from grmp_score.trainer.data.sources import CLEAN, Item, by_reference, distorted_version
 
 #: Ranges of the scale at which each crop of an image is cut: full size, three quarters, half.  Quality shows at
 #: all of them, and a model that has seen all three can look at an image at any.
@@ -33,18 +31,18 @@ SCALES = ((1.0, 1.0), (0.65, 0.85), (0.45, 0.6))
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A prepared data set, memory-mapped.
+class TrainingCrops:
+    """Labelled crops of a data set.
 
     Attributes:
         items: N labelled items.
         labels: [N] float64 in 0..1, higher is better.
-        crops: [N, K, S, S, 3] uint8.
+        pixels: [N, K, S, S, 3] uint8, K crops of every item; memory-mapped.
     """
 
     items: list[Item]
     labels: NDArray[np.float64]
-    crops: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]
 
     def tasks(self, groups: Sequence[str] = ()) -> list[str]:
         """Names of the distortion tasks, in order of appearance, without the clean references.
@@ -64,33 +62,32 @@ class Prepared:
 
     def references(self) -> list[str]:
         """Names of the references, data set first."""
-        return list(sources.by_reference(self.items))
+        return list(by_reference(self.items))
 
-    def indices(self, task: str, references: Sequence[str]) -> NDArray[np.int64]:
-        """Indices of one task's items of some references, the clean references included."""
-        wanted, data_set = set(references), task.split("/")[0]
-        return np.array(
-            [
-                i
-                for i, item in enumerate(self.items)
-                if item.task in (task, f"{data_set}/{CLEAN}") and f"{data_set}/{item.reference}" in wanted
-            ],
-            dtype=np.int64,
-        )
+    def indices(self, references: Sequence[str], task: str | None = None) -> NDArray[np.int64]:
+        """Indices of the items of some references: of all tasks, or of one task and the clean references."""
+        names = set(references)
+        tasks = None if task is None else {task, f"{task.split('/')[0]}/{CLEAN}"}
+        chosen = [
+            i
+            for i, item in enumerate(self.items)
+            if item.full_reference in names and (tasks is None or item.task in tasks)
+        ]
+        return np.array(chosen, dtype=np.int64)
 
 
-def prepare(
-    items: list[Item],
+def cut_crops(
+    items: Sequence[Item],
     folder: str | Path,
     *,
     patch_size: int = 224,
     jobs: int = 1,
-    progress: Progress | None = None,
-) -> Prepared:
+    progress: Callable[[int, int], None] | None = None,
+) -> TrainingCrops:
     """Cuts and labels all items into a folder, or continues an earlier run.
 
     Args:
-        items: from one or several of the functions in `sources`.
+        items: from one or several of the functions in `grmp_score.trainer.data.sources`.
         folder: where to keep the result (about 150 KB per crop of 224).
         patch_size: side of the crops.
         jobs: processes.
@@ -102,43 +99,43 @@ def prepare(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    listing = [[i.task, i.group, str(i.level), i.reference, str(i.path)] for i in items]
-    fingerprint = {
+    rows = [[i.task, i.group, str(i.level), i.reference, str(i.path)] for i in items]
+    description = {
         "patch_size": patch_size,
         "scales": [list(s) for s in SCALES],
-        "items": zlib.crc32(json.dumps(listing).encode()),
+        "items": zlib.crc32(json.dumps(rows).encode()),
     }
-    marker = folder / "prepared.json"
-    shape = (len(items), len(SCALES), patch_size, patch_size, 3)
-    if marker.is_file():
-        if json.loads(marker.read_text(encoding="utf-8")) != fingerprint:
+    described = folder / "prepared.json"
+    if described.is_file():
+        if json.loads(described.read_text(encoding="utf-8")) != description:
             raise DataError("holds other prepared data", path=folder, hint="Choose another folder or delete it")
     else:
+        shape = (len(items), len(SCALES), patch_size, patch_size, 3)
         np.lib.format.open_memmap(folder / "crops.npy", mode="w+", dtype=np.uint8, shape=shape)
         np.save(folder / "labels.npy", np.full(len(items), np.nan))
         with open(folder / "items.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["task", "group", "level", "reference", "path"], *listing])
-        marker.write_text(json.dumps(fingerprint), encoding="utf-8")
+            csv.writer(file).writerows([["task", "group", "level", "reference", "path"], *rows])
+        described.write_text(json.dumps(description), encoding="utf-8")
     labels = np.load(folder / "labels.npy", mmap_mode="r+")
-    groups = sources.by_reference(items)
-    open_groups = [index for index in groups.values() if np.isnan(labels[index]).any()]
-    done = len(groups) - len(open_groups)
-    work = [(folder, index, [items[i] for i in index], patch_size) for index in open_groups]
+    groups = by_reference(items)
+    unfinished = [index for index in groups.values() if np.isnan(labels[index]).any()]
+    done = len(groups) - len(unfinished)
+    work = [(folder, index, [items[i] for i in index], patch_size) for index in unfinished]
     for index, values in _run(work, jobs):
         labels[index] = values
         labels.flush()
         done += 1
         if progress is not None:
             progress(done, len(groups))
-    return load_prepared(folder)
+    return load_crops(folder)
 
 
-def load_prepared(folder: str | Path) -> Prepared:
-    """Opens a prepared folder; `DataError` when it is missing or unfinished."""
+def load_crops(folder: str | Path) -> TrainingCrops:
+    """Opens a folder that `cut_crops` has made; `DataError` when it is missing or unfinished."""
     folder = Path(folder)
     try:
         labels = np.load(folder / "labels.npy")
-        crops = np.load(folder / "crops.npy", mmap_mode="r")
+        pixels = np.load(folder / "crops.npy", mmap_mode="r")
         with open(folder / "items.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError) as error:
@@ -149,52 +146,61 @@ def load_prepared(folder: str | Path) -> Prepared:
         Item(r["task"], r["group"], int(r["level"]), r["reference"], float(label), Path(r["path"]))
         for r, label in zip(rows, labels, strict=True)
     ]
-    return Prepared(items, labels, crops)
+    return TrainingCrops(items, labels, pixels)
 
 
-_Work = tuple[Path, list[int], list[Item], int]
+_Work = tuple[Path, list[int], list[Item], int]  # folder, indices of one reference's items, these items, patch size
 
 
 def _run(work: list[_Work], jobs: int) -> Iterator[tuple[list[int], NDArray[np.float64]]]:
     if jobs == 1:
-        yield from map(_prepare_reference, work)
+        yield from map(_cut_reference, work)
         return
     # Spawned, not forked: torch's thread pool does not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
-        for future in as_completed([pool.submit(_prepare_reference, w) for w in work]):
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        for future in as_completed([pool.submit(_cut_in_process, w) for w in work]):
             yield future.result()
 
 
-def _one_thread() -> None:
-    import torch
+def _cut_in_process(work: _Work) -> tuple[list[int], NDArray[np.float64]]:
+    if _needs_labels(work[2]):
+        import torch
 
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)  # the other processes use the other cores
+    return _cut_reference(work)
 
 
-def _prepare_reference(work: _Work) -> tuple[list[int], NDArray[np.float64]]:
+def _needs_labels(items: list[Item]) -> bool:
+    """Whether versions of a clean photo are to be made and labelled; others are files of their own with a label."""
+    return items[0].data_set == "references"
+
+
+def _cut_reference(work: _Work) -> tuple[list[int], NDArray[np.float64]]:
+    """Writes the crops of all versions of one reference; returns their indices and labels."""
     folder, index, items, patch_size = work
     crops = np.lib.format.open_memmap(folder / "crops.npy", mode="r+")
-    synthetic = items[0].task.startswith("references/")
-    clean = sources.load_pixels(items[0].path) if synthetic else None
-    if clean is not None and min(clean.shape[:2]) < MIN_SIDE:
-        raise DataError(f"expected a clean photo of at least {MIN_SIDE}x{MIN_SIDE} pixels", path=items[0].path)
-    versions = []
-    for row, item in zip(index, items, strict=True):
-        pixels = sources.load_pixels(item.path) if clean is None else sources.distorted_version(clean, item)
-        crops[row] = _crops(pixels, item, patch_size)
-        if clean is not None:
-            versions.append(pixels)
-    if clean is None:
+    if not _needs_labels(items):
+        for row, item in zip(index, items, strict=True):
+            crops[row] = _crops_of(np.asarray(read_image(item.path)), item, patch_size)
         return index, np.array([item.label for item in items])
-    distorted = [i for i, item in enumerate(items) if item.group != CLEAN]
+    clean = np.asarray(read_image(items[0].path))  # [H, W, 3]
+    if min(clean.shape[:2]) < MIN_SIDE:
+        raise DataError(f"expected a clean photo of at least {MIN_SIDE}x{MIN_SIDE} pixels", path=items[0].path)
     labels = np.ones(len(items))
-    labels[distorted] = rank_labels(full_reference_scores(clean, [versions[i] for i in distorted]))
+    versions, distorted = [], []
+    for number, (row, item) in enumerate(zip(index, items, strict=True)):
+        pixels = distorted_version(clean, item)
+        crops[row] = _crops_of(pixels, item, patch_size)
+        if item.group != CLEAN:
+            versions.append(pixels)
+            distorted.append(number)
+    labels[distorted] = rank_labels(full_reference_scores(clean, versions))
     return index, labels
 
 
-def _crops(pixels: NDArray[np.uint8], item: Item, patch_size: int) -> NDArray[np.uint8]:
-    """K random crops, one per entry of `SCALES`; the generator depends on the item alone."""
+def _crops_of(pixels: NDArray[np.uint8], item: Item, patch_size: int) -> NDArray[np.uint8]:
+    """Crops [K, S, S, 3] of an image [H, W, 3], one per entry of `SCALES`, placed by the item's name alone."""
     rng = np.random.default_rng(zlib.crc32(f"{item.task} {item.level} {item.reference}".encode()))
     image = Image.fromarray(pixels)
     crops = []

@@ -1,23 +1,26 @@
-"""Stage 1 from start to finish: a base dual encoder and prepared tasks in, weights out."""
+"""Stage 1 from start to finish: labelled images and the backbone of a model in, weights out."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from grmp_score import weights
 from grmp_score.config import ModelConfig, PromptConfig
 from grmp_score.errors import GrmpScoreError, MissingExtraError, WeightsError
 from grmp_score.model.quality_clip import QualityCLIP
-from grmp_score.trainer.pretrain.crops import Prepared
-from grmp_score.trainer.pretrain.meta import LogRow, MetaConfig, MetaTrainer, write_log
-from grmp_score.weights.folder import Weights
+from grmp_score.pipeline.inference import pick_device
+from grmp_score.scorer import Scorer
+from grmp_score.trainer.data.sources import Item, references_items
+from grmp_score.trainer.pretrain.crops import TrainingCrops, cut_crops
+from grmp_score.trainer.pretrain.meta import LogRow, MetaTrainer, PretrainConfig
+from grmp_score.weights import Weights
 
 CHECKPOINT, LOG, PLOT = "checkpoint.pt", "log.csv", "log.png"
 
@@ -25,12 +28,93 @@ CHECKPOINT, LOG, PLOT = "checkpoint.pt", "log.csv", "log.png"
 CHECKPOINT_EVERY = 120.0
 
 
-def new_model(config: ModelConfig, base: Mapping[str, Tensor], *, seed: int) -> QualityCLIP:
+def pretrain(
+    data: str | Path | Sequence[Item] | TrainingCrops,
+    folder: str | Path,
+    config: PretrainConfig | None = None,
+    *,
+    base: str | Weights | None = None,
+    prompts: PromptConfig | None = None,
+    name: str | None = None,
+    references: Sequence[str] | None = None,
+    resume: bool = False,
+    jobs: int = 1,
+    device: str = "auto",
+    on_step: Callable[[LogRow], None] | None = None,
+) -> Scorer:
+    """Stage 1: meta-learns prompts over distortion types, and saves the resulting weights.
+
+    ``folder`` becomes a weights folder, with ``checkpoint.pt``, ``log.csv`` and the crops (``prepared/``) in it.
+    A run that was stopped, at any time and also by Ctrl-C, ends in the same weights when it is resumed.
+
+    Args:
+        data: a folder of clean photos, which are distorted and labelled here; or items of data sets (see
+            `grmp_score.trainer.data.sources`); or crops that are cut already.
+        folder: what to write.
+        config: settings; None takes the defaults.
+        base: whose backbone, preprocessing and blocks to take; its prompts are not used.  Weights, a folder or
+            repository of weights, ``NAME:TAG`` of open_clip (``"ViT-B-16-quickgelu:openai"``), or None for the
+            bundled model.
+        prompts: shape of the new prompts; None is eight visual ones per block, and the usual text context.
+        name: what to call the model; None takes the folder's name.
+        references: references to train on, as `TrainingCrops.references` names them; all by default.
+        resume: continue from ``folder/checkpoint.pt`` if there is one.
+        jobs: processes that cut crops.
+        device: where to train: ``"auto"``, ``"cpu"``, ``"cuda"`` ...
+        on_step: called after each outer step.
+
+    Returns:
+        A scorer with the new weights, read from ``folder``.
+
+    Raises:
+        GrmpScoreError: ``folder`` holds weights or a stopped run and ``resume`` is False, or the loss is no longer
+            finite.
+        ConfigError: settings that make no sense, or differ from those of the run to be resumed.
+        DataError: the data is not what it should be.
+        MissingExtraError: clean photos are to be labelled and `piq` is not installed.
+    """
+    folder, config = Path(folder), config or PretrainConfig()
+    checkpoint = folder / CHECKPOINT
+    if not resume and (checkpoint.exists() or (folder / weights.CONFIG).exists()):
+        raise GrmpScoreError("holds an earlier run", path=folder, hint="Resume it, or choose another folder")
+    base = base if isinstance(base, Weights) else weights.load_base(base)
+    if isinstance(data, str | Path):
+        data = references_items(data)
+    if not isinstance(data, TrainingCrops):
+        data = cut_crops(data, folder / "prepared", patch_size=base.config.preprocess.patch_size, jobs=jobs)
+    new = ModelConfig(
+        name=name or folder.resolve().name,
+        backbone=base.config.backbone,
+        prompts=prompts or PromptConfig(n_visual=8),
+        preprocess=base.config.preprocess,
+        adapted_blocks=base.config.adapted_blocks,
+    )
+    model = new_model(new, base, seed=config.seed)
+    trainer = MetaTrainer(model, data, config, references=references, device=pick_device(device))
+    if resume and checkpoint.is_file():
+        trainer.load_checkpoint(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = time.monotonic()
+    try:
+        for row in trainer.run():
+            if on_step is not None:
+                on_step(row)
+            if time.monotonic() - saved > CHECKPOINT_EVERY:
+                trainer.save_checkpoint(checkpoint)
+                saved = time.monotonic()
+    finally:  # however it ended, what is done is kept
+        trainer.save_checkpoint(checkpoint)
+        write_log(trainer.state.log, folder / LOG)
+    trained_weights(trainer, base).save(folder)
+    return Scorer(weights.load(str(folder)), device=device)
+
+
+def new_model(config: ModelConfig, base: Weights, *, seed: int) -> QualityCLIP:
     """A model with base weights and fresh, unfolded prompts.
 
     Args:
         config: its prompts and backbone.
-        base: base weights by their open_clip names; all of them.
+        base: all tensors of the backbone.
         seed: of the prompts' initial values.
 
     Raises:
@@ -40,73 +124,18 @@ def new_model(config: ModelConfig, base: Mapping[str, Tensor], *, seed: int) -> 
         torch.manual_seed(seed)
         model = QualityCLIP(config, unfolded_prompts=True)
     try:
-        model.clip.load_state_dict({k: v.to(torch.float32) for k, v in base.items()})
+        model.clip.load_state_dict({k: v.to(torch.float32) for k, v in base.backbone_state().items()})
     except RuntimeError as error:
         reason = " ".join(str(error).split())  # torch writes several lines
         raise WeightsError(f"the base weights do not fit their configuration: {reason}") from error
     return model
 
 
-def pretrain(
-    config: ModelConfig,
-    base: Weights,
-    data: Prepared,
-    meta: MetaConfig,
-    folder: str | Path,
-    *,
-    references: list[str] | None = None,
-    start: Weights | None = None,
-    resume: bool = False,
-    device: str = "cpu",
-    on_step: Callable[[MetaTrainer, LogRow], None] | None = None,
-) -> Weights:
-    """Runs stage 1 and returns the resulting weights; checkpoint, log and plot go to ``folder``.
+def trained_weights(trainer: MetaTrainer, base: Weights) -> Weights:
+    """What a run has trained, as it is stored: prompts folded, trained blocks in float16, text features anew.
 
-    Args:
-        config: of the new model; its name, prompts and preprocessing.
-        base: whose backbone to start from; its adapter is not used.
-        data: prepared tasks.
-        meta: settings.
-        folder: for ``checkpoint.pt``, ``log.csv`` and ``log.png``.
-        references: references to train on; all by default.
-        start: weights of an earlier run to go on from, instead of fresh prompts; same backbone and prompts.
-        resume: continue from ``folder/checkpoint.pt`` if there is one.
-        device: where to compute.
-        on_step: called after each outer step.
+    The trainer's model is turned into the model that is loaded later; the run is over.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if start is None:
-        model = new_model(config, base.backbone_state(), seed=meta.seed)
-    else:
-        model = dataclasses.replace(start, config=config).build()
-    trainer = MetaTrainer(model, data, meta, references=references, device=device)
-    checkpoint = folder / CHECKPOINT
-    if resume and checkpoint.is_file():
-        trainer.load_checkpoint(checkpoint)
-    saved = time.monotonic()
-    try:
-        for row in trainer.run():
-            if on_step is not None:
-                on_step(trainer, row)
-            if time.monotonic() - saved > CHECKPOINT_EVERY:
-                trainer.save_checkpoint(checkpoint)
-                saved = time.monotonic()
-    except GrmpScoreError:
-        raise  # the parameters are spoilt: the last good checkpoint stays
-    except BaseException:
-        trainer.save_checkpoint(checkpoint)  # interrupted: what is done is kept
-        raise
-    else:
-        trainer.save_checkpoint(checkpoint)
-    finally:
-        write_log(trainer.log, folder / LOG)
-    return finish(trainer, base)
-
-
-def finish(trainer: MetaTrainer, base: Weights) -> Weights:
-    """Folds the prompts, rounds the trained blocks to the float16 they are stored in, and recomputes the text
-    features, so that the model in memory equals the one that is loaded later."""
     model = trainer.model.to("cpu").eval()
     if model.visual_prompts is not None:
         model.visual_prompts.fold()
@@ -117,8 +146,8 @@ def finish(trainer: MetaTrainer, base: Weights) -> Weights:
                 parameter.copy_(parameter.to(torch.float16))
     model.refresh_text()
     settings = dataclasses.asdict(trainer.config)
-    training: dict[str, Any] = {
-        "stage_1": {**settings, "groups": list(trainer.config.groups), "outer_steps": trainer.step},
+    training = {
+        "stage_1": {**settings, "groups": list(trainer.config.groups), "outer_steps": trainer.state.step},
         "tasks": trainer.tasks,
         "support_references": len(trainer.support),
         "query_references": len(trainer.query),
@@ -127,20 +156,16 @@ def finish(trainer: MetaTrainer, base: Weights) -> Weights:
     return Weights(config, weights.adapter_of(model, blocks), base.backbone, base.card, origin="stage 1")
 
 
-def base_config(base: Weights, *, name: str, prompts: PromptConfig, adapted_blocks: int = 4) -> ModelConfig:
-    """Configuration of a new model on the backbone and preprocessing of another one."""
-    source = base.config
-    return ModelConfig(
-        name=name,
-        backbone=source.backbone,
-        prompts=prompts,
-        preprocess=source.preprocess,
-        adapted_blocks=adapted_blocks,
-    )
+def write_log(rows: Sequence[LogRow], path: Path) -> None:
+    """The run's log as CSV, one row per outer step."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(LogRow)])
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in rows)
 
 
-def plot_log(rows: list[LogRow], path: Path) -> None:
-    """Support and query loss against outer steps, as a picture.
+def plot_log(folder: str | Path) -> Path:
+    """Draws support and query loss against outer steps, from a run's ``log.csv`` to its ``log.png``.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -149,12 +174,14 @@ def plot_log(rows: list[LogRow], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("the plot of the run", "matplotlib", "train") from error
+    folder = Path(folder)
+    log = np.atleast_1d(np.genfromtxt(folder / LOG, delimiter=",", names=True, encoding="utf-8"))
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    steps = [row.step for row in rows]
-    axes.plot(steps, [row.support_loss for row in rows], label="support (before the inner step)", linewidth=1)
-    axes.plot(steps, [row.query_loss for row in rows], label="query (at the adapted parameters)", linewidth=1)
+    axes.plot(log["step"], log["support_loss"], label="support (before the inner step)", linewidth=1)
+    axes.plot(log["step"], log["query_loss"], label="query (at the adapted parameters)", linewidth=1)
     axes.set(xlabel="outer step", ylabel="binary cross-entropy (eq. 3)", title="Stage 1")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(folder / PLOT, dpi=120)
+    return folder / PLOT

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image as PillowImage
+from scipy import ndimage
 
 from grmp_score.trainer.data.distortions.filters import (
     Image,
-    convolve,
-    gaussian_kernel,
+    gaussian,
     lab_to_rgb,
     rgb_to_lab,
     to_float,
@@ -28,25 +28,24 @@ LAB_SATURATION = (1.5, 2.0, 3.0, 6.0, 9.0)
 def color_diffusion(image: Image, level: int, rng: np.random.Generator) -> Image:
     """Blur the colour channels a, b of Lab widely and amplify them, as KADID-10k does: colours bleed."""
     lab = rgb_to_lab(image)
-    lab[..., 1:] = convolve(lab[..., 1:], gaussian_kernel(1.5 * DIFFUSION[level - 1] + 2))
+    lab[..., 1:] = gaussian(lab[..., 1:], 1.5 * DIFFUSION[level - 1] + 2)
     lab[..., 1:] *= DIFFUSION_GAIN[level - 1]
     return to_uint8(lab_to_rgb(lab))
 
 
 def color_shift(image: Image, level: int, rng: np.random.Generator) -> Image:
     """Move the green channel in a random direction, blended in where the image has edges."""
-    h, w = image.shape[:2]
     angle = rng.uniform(0, 2 * np.pi)
-    dy, dx = (int(round(SHIFT[level - 1] * f(angle))) for f in (np.sin, np.cos))
-    rows, columns = np.clip(np.arange(h) - dy, 0, h - 1), np.clip(np.arange(w) - dx, 0, w - 1)
-    planes = to_float(image)
-    grey = planes @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    offset = [round(SHIFT[level - 1] * f(angle)) for f in (np.sin, np.cos)]  # rows, columns
+    planes = to_float(image)  # [H, W, 3]
+    grey = planes @ np.array([0.299, 0.587, 0.114], dtype=np.float32)  # [H, W]
     gy, gx = np.gradient(grey)
-    edges = convolve(np.hypot(gx, gy)[..., None].astype(np.float32), gaussian_kernel(4.0))[..., 0]
+    edges = gaussian(np.hypot(gx, gy)[..., None], 4.0)[..., 0]  # [H, W]
     low, high = np.percentile(edges, (1, 99))
     blend = np.clip((edges - low) / max(float(high - low), 1e-6), 0, 1)
     green = planes[..., 1]
-    planes[..., 1] = green + blend * (green[np.ix_(rows, columns)] - green)
+    moved = ndimage.shift(green, offset, order=0, mode="nearest")
+    planes[..., 1] = green + blend * (moved - green)
     return to_uint8(planes)
 
 

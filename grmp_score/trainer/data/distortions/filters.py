@@ -1,15 +1,15 @@
-"""Small NumPy filters and colour transforms that several distortion types share.
+"""What several distortion types share: 8 bits to floats and back, the Gaussian filter, and CIE Lab.
 
-Arrays are float32, channels last, values 0..1 unless a docstring says otherwise. Everything here is plain
-NumPy, so importing the distortions costs nothing and needs no SciPy, OpenCV or scikit-image.
+Arrays are float32, channels last, values 0..1 unless a docstring says otherwise.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 Float = NDArray[np.float32]
 Image = NDArray[np.uint8]
@@ -41,64 +41,11 @@ def to_uint8(image: NDArray[np.floating]) -> Image:
     return np.asarray(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _fast_length(n: int) -> int:
-    """The next length >= n whose only prime factors are 2, 3 and 5, for which the FFT is quick."""
-    while True:
-        rest = n
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return n
-        n += 1
-
-
-def convolve(image: Float, kernel: NDArray[np.float64]) -> Float:
-    """Filter each channel of an image [H, W, C] with one kernel [kh, kw] (odd sides), edges replicated.
-
-    Done by FFT: the cost hardly depends on the size of the kernel, which reaches 80 pixels here.
-    """
-    h, w = image.shape[:2]
-    ph, pw = kernel.shape[0] // 2, kernel.shape[1] // 2
-    padded = np.pad(np.moveaxis(image, 2, 0), ((0, 0), (ph, ph), (pw, pw)), mode="edge")
-    shape = (_fast_length(h + 2 * ph), _fast_length(w + 2 * pw))
-    spectrum = np.fft.rfft2(padded, shape) * np.fft.rfft2(kernel.astype(np.float32), shape)
-    # Rows and columns below 2 * ph, 2 * pw mix in the wrap-around of the circular convolution: cut them off.
-    full = np.fft.irfft2(spectrum, shape)[:, 2 * ph : 2 * ph + h, 2 * pw : 2 * pw + w]
-    return np.ascontiguousarray(np.moveaxis(full, 0, 2), dtype=np.float32)
-
-
-@lru_cache(maxsize=32)
-def gaussian_kernel(sigma: float) -> NDArray[np.float64]:
-    """Normalised Gaussian of the given standard deviation in pixels, cut at three of them."""
-    r = max(1, int(np.ceil(3 * sigma)))
-    profile = np.exp(-(np.arange(-r, r + 1) ** 2) / (2 * sigma**2))
-    kernel = np.outer(profile, profile)
-    return np.asarray(kernel / kernel.sum(), dtype=np.float64)
-
-
-@lru_cache(maxsize=32)
-def disk_kernel(radius: float) -> NDArray[np.float64]:
-    """Normalised disc (an out-of-focus point), antialiased by 8x8 samples per pixel."""
-    r = int(np.ceil(radius))
-    fine = (np.arange((2 * r + 1) * 8) + 0.5) / 8 - (r + 0.5)
-    inside = (fine[:, None] ** 2 + fine[None, :] ** 2 <= (radius + 0.5) ** 2).astype(np.float64)
-    kernel = inside.reshape(2 * r + 1, 8, 2 * r + 1, 8).mean(axis=(1, 3))
-    return np.asarray(kernel / kernel.sum(), dtype=np.float64)
-
-
-def line_kernel(length: float, angle: float) -> NDArray[np.float64]:
-    """Normalised antialiased line through the centre: `length` pixels long, `angle` in radians."""
-    r = int(np.ceil(length / 2)) + 1
-    t = np.linspace(-length / 2, length / 2, 16 * r + 1)
-    y, x = r + t * np.sin(angle), r + t * np.cos(angle)
-    y0, x0 = np.floor(y).astype(int), np.floor(x).astype(int)
-    kernel = np.zeros((2 * r + 2, 2 * r + 2))
-    for dy in (0, 1):
-        for dx in (0, 1):
-            np.add.at(kernel, (y0 + dy, x0 + dx), (1 - np.abs(y - y0 - dy)) * (1 - np.abs(x - x0 - dx)))
-    kernel = kernel[: 2 * r + 1, : 2 * r + 1]
-    return np.asarray(kernel / kernel.sum(), dtype=np.float64)
+def gaussian(image: Float, sigma: float) -> Float:
+    """Gaussian filter of each channel of an image [H, W, C], cut at three standard deviations, edges replicated."""
+    radius = max(1, math.ceil(3 * sigma))
+    blurred: Float = ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="nearest", radius=(radius, radius, 0))
+    return blurred
 
 
 def rgb_to_lab(image: Image) -> Float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from grmp_score.trainer.data.distortions.filters import Image, to_float, to_uint8
 
@@ -24,13 +25,12 @@ def jitter(image: Image, level: int, rng: np.random.Generator) -> Image:
     """
     h, w = image.shape[:2]
     offsets = rng.standard_normal((2, h, w), dtype=np.float32) * np.float32(np.sqrt(5) * JITTER[level - 1])
-    y = np.clip(offsets[0] + np.arange(h, dtype=np.float32)[:, None], 0, h - 1)
-    x = np.clip(offsets[1] + np.arange(w, dtype=np.float32)[None, :], 0, w - 1)
-    y0, x0 = np.minimum(y.astype(np.int32), h - 2), np.minimum(x.astype(np.int32), w - 2)
-    fy, fx = (y - y0)[..., None], (x - x0)[..., None]
-    flat, corner, planes = y0 * w + x0, (0, 1, w, w + 1), to_float(image).reshape(-1, 3)
-    a, b, c, d = (np.take(planes, flat + k, axis=0) for k in corner)
-    return to_uint8((1 - fy) * (a + fx * (b - a)) + fy * (c + fx * (d - c)))
+    places = np.indices((h, w), dtype=np.float32) + offsets  # [2, H, W]: row and column to fetch from
+    fetched = [
+        ndimage.map_coordinates(plane, places, order=1, mode="nearest")
+        for plane in np.moveaxis(to_float(image), 2, 0)
+    ]
+    return to_uint8(np.stack(fetched, axis=-1))
 
 
 def _count(counts: tuple[int, ...], level: int, pixels: int) -> int:

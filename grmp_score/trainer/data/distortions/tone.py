@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from grmp_score.trainer.data.distortions.filters import (
-    Image,
-    convolve,
-    gaussian_kernel,
-    lab_to_rgb,
-    rgb_to_lab,
-    to_uint8,
-)
+from grmp_score.trainer.data.distortions.filters import Image, gaussian, lab_to_rgb, rgb_to_lab, to_uint8
 
 BRIGHTEN = (0.1, 0.2, 0.4, 0.7, 1.1)
 DARKEN = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -64,6 +57,6 @@ def high_sharpen(image: Image, level: int, rng: np.random.Generator) -> Image:
     """Unsharp mask (standard deviation 3 pixels) on the lightness of Lab by a growing amount: halos."""
     lab = rgb_to_lab(image)
     lightness = lab[..., :1]
-    sharp = lightness + SHARPEN[level - 1] * (lightness - convolve(lightness, gaussian_kernel(3.0)))
+    sharp = lightness + SHARPEN[level - 1] * (lightness - gaussian(lightness, 3.0))
     lab[..., :1] = np.clip(sharp, 0, 100)
     return to_uint8(lab_to_rgb(lab))

@@ -1,4 +1,4 @@
-"""Preparing stage 1's images: what is cut and labelled, and that a stopped run continues to the same result."""
+"""Training crops of stage 1: what is cut and labelled, and that a stopped run continues to the same result."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from grmp_score.errors import DataError, GrmpScoreError, ImageReadError, Missing
 from grmp_score.trainer.data import sources
 from grmp_score.trainer.data.distortions import LEVELS
 from grmp_score.trainer.data.sources import CLEAN, Item, references_items
-from grmp_score.trainer.pretrain import crops as prepared
-from grmp_score.trainer.pretrain.crops import SCALES, Prepared, load_prepared, prepare
+from grmp_score.trainer.pretrain import crops
+from grmp_score.trainer.pretrain.crops import SCALES, TrainingCrops, cut_crops, load_crops
 
 from .conftest import make_photo
 from .test_quality_labels import photo as photo_like
@@ -47,31 +47,31 @@ def items(photos: Path) -> list[Item]:
 
 
 @pytest.fixture(scope="module")
-def data(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def data(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingCrops:
     """Those items, prepared once in one go."""
-    return prepare(three_types(photos), tmp_path_factory.mktemp("prepared"), patch_size=SIZE)
+    return cut_crops(three_types(photos), tmp_path_factory.mktemp("prepared"), patch_size=SIZE)
 
 
-def assert_same(one: Prepared, other: Prepared) -> None:
+def assert_same(one: TrainingCrops, other: TrainingCrops) -> None:
     """Both hold the same items, labels and crops, bit for bit."""
     assert one.items == other.items
     np.testing.assert_array_equal(one.labels, other.labels)
-    np.testing.assert_array_equal(one.crops, other.crops)
+    np.testing.assert_array_equal(one.pixels, other.pixels)
 
 
 # ---------------------------------------------------------------- content
 
 
-def test_every_item_gets_a_crop_per_scale_and_a_label(data: Prepared, items: list[Item]) -> None:
+def test_every_item_gets_a_crop_per_scale_and_a_label(data: TrainingCrops, items: list[Item]) -> None:
     """Shapes and types are as documented; items keep their order and carry their label."""
-    assert data.crops.shape == (80, len(SCALES), SIZE, SIZE, 3) and data.crops.dtype == np.uint8
+    assert data.pixels.shape == (80, len(SCALES), SIZE, SIZE, 3) and data.pixels.dtype == np.uint8
     assert data.labels.shape == (80,) and data.labels.dtype == np.float64
     keys = [(i.task, i.group, i.level, i.reference, i.path) for i in data.items]
     assert keys == [(i.task, i.group, i.level, i.reference, i.path) for i in items]
     assert [i.label for i in data.items] == data.labels.tolist()
 
 
-def test_labels_lie_in_0_to_1_and_only_clean_photos_have_1(data: Prepared) -> None:
+def test_labels_lie_in_0_to_1_and_only_clean_photos_have_1(data: TrainingCrops) -> None:
     """The reference is the best of its versions, by definition."""
     clean = np.array([i.group == CLEAN for i in data.items])
     assert (data.labels[clean] == 1.0).all()
@@ -79,7 +79,7 @@ def test_labels_lie_in_0_to_1_and_only_clean_photos_have_1(data: Prepared) -> No
 
 
 @pytest.mark.parametrize("task", TYPES)
-def test_labels_fall_with_the_level(data: Prepared, task: str) -> None:
+def test_labels_fall_with_the_level(data: TrainingCrops, task: str) -> None:
     """More blur, noise or compression of one photo is worse."""
     for reference in {i.reference for i in data.items}:
         by_level = {i.level: i.label for i in data.items if (i.task, i.reference) == (task, reference)}
@@ -87,15 +87,15 @@ def test_labels_fall_with_the_level(data: Prepared, task: str) -> None:
         assert np.all(np.diff([by_level[level] for level in LEVELS]) < 0), (reference, by_level)
 
 
-def test_crops_show_their_photo(data: Prepared) -> None:
+def test_crops_show_their_photo(data: TrainingCrops) -> None:
     """The full-size crop of a clean photo is a part of it, pixel by pixel, and crops of versions differ from it."""
     clean = next(i for i, item in enumerate(data.items) if item.group == CLEAN)
     windows = np.lib.stride_tricks.sliding_window_view(
-        sources.load_pixels(data.items[clean].path), (SIZE, SIZE, 3)
+        np.asarray(Image.open(data.items[clean].path)), (SIZE, SIZE, 3)
     )[:, :, 0]
-    assert (windows == data.crops[clean, 0]).all(axis=(2, 3, 4)).sum() == 1
-    assert not np.array_equal(data.crops[clean, 0], data.crops[clean, 1])
-    assert not np.array_equal(data.crops[clean], data.crops[clean + 1])
+    assert (windows == data.pixels[clean, 0]).all(axis=(2, 3, 4)).sum() == 1
+    assert not np.array_equal(data.pixels[clean, 0], data.pixels[clean, 1])
+    assert not np.array_equal(data.pixels[clean], data.pixels[clean + 1])
 
 
 def test_small_photos_are_enlarged_to_one_patch(tmp_path: Path) -> None:
@@ -103,10 +103,10 @@ def test_small_photos_are_enlarged_to_one_patch(tmp_path: Path) -> None:
     for i in range(5):
         make_photo(60, 40, seed=i).save(tmp_path / f"{i}.png")
     items = [i for i in three_types(tmp_path) if i.task in (TYPES[0], "references/clean")]
-    assert prepare(items, tmp_path / "out", patch_size=48).crops.shape == (30, 3, 48, 48, 3)
+    assert cut_crops(items, tmp_path / "out", patch_size=48).pixels.shape == (30, 3, 48, 48, 3)
 
 
-def test_tasks_references_and_indices(data: Prepared) -> None:
+def test_tasks_references_and_indices(data: TrainingCrops) -> None:
     """A task's images of some references are its own five levels and the clean ones."""
     assert data.tasks() == [t for t in dict.fromkeys(i.task for i in data.items) if not t.endswith(CLEAN)]
     assert set(data.tasks()) == set(TYPES)
@@ -117,7 +117,7 @@ def test_tasks_references_and_indices(data: Prepared) -> None:
     with pytest.raises(DataError, match="no images of the groups"):
         data.tasks(["blurs", "smells"])
     assert data.references() == [f"references/{i}.png" for i in range(5)]
-    chosen = data.indices(TYPES[1], ["references/3.png", "references/1.png"])
+    chosen = data.indices(["references/3.png", "references/1.png"], TYPES[1])
     assert len(chosen) == 2 * 6 and chosen.dtype == np.int64
     assert {data.items[i].reference for i in chosen} == {"1.png", "3.png"}
     assert {data.items[i].task for i in chosen} == {TYPES[1], "references/clean"}
@@ -128,10 +128,10 @@ def test_rated_data_sets_keep_their_labels(tmp_path: Path) -> None:
     make_tid2013(tmp_path / "t", tasks=2, levels=(1, 5))
     make_kadid10k(tmp_path / "k", tasks=2)
     items = [*sources.tid2013_items(tmp_path / "t"), *sources.kadid10k_items(tmp_path / "k")]
-    data = prepare(items, tmp_path / "out", patch_size=16)
+    data = cut_crops(items, tmp_path / "out", patch_size=16)
     assert data.items == items and data.labels.tolist() == [i.label for i in items]
     assert len(data.references()) == 6 and len(data.tasks()) == 4
-    chosen = data.indices("kadid10k/gaussian_blur", data.references())
+    chosen = data.indices(data.references(), "kadid10k/gaussian_blur")
     assert {data.items[i].task for i in chosen} == {"kadid10k/gaussian_blur", "kadid10k/clean"}
     assert len(chosen) == 3 * 3
 
@@ -139,24 +139,29 @@ def test_rated_data_sets_keep_their_labels(tmp_path: Path) -> None:
 # --------------------------------------------------- the same, however it is run
 
 
-def test_two_runs_are_equal(data: Prepared, items: list[Item], tmp_path: Path) -> None:
+def test_two_runs_are_equal(data: TrainingCrops, items: list[Item], tmp_path: Path) -> None:
     """Nothing depends on anything but the items."""
-    assert_same(prepare(items, tmp_path, patch_size=SIZE), data)
+    assert_same(cut_crops(items, tmp_path, patch_size=SIZE), data)
 
 
-def test_a_crop_depends_on_its_item_alone(data: Prepared, items: list[Item], tmp_path: Path) -> None:
+def test_a_crop_depends_on_its_item_alone(data: TrainingCrops, items: list[Item], tmp_path: Path) -> None:
     """Preparing fewer types gives the same crops for those that remain."""
     kept = [n for n, i in enumerate(items) if i.task in (TYPES[2], "references/clean")]
-    part = prepare([items[n] for n in kept], tmp_path, patch_size=SIZE)
-    np.testing.assert_array_equal(part.crops, data.crops[kept])
+    part = cut_crops([items[n] for n in kept], tmp_path, patch_size=SIZE)
+    np.testing.assert_array_equal(part.pixels, data.pixels[kept])
 
 
-def test_two_processes_give_the_same_as_one(data: Prepared, items: list[Item], tmp_path: Path) -> None:
-    """Work spread over processes ends in the same folder, and is reported as it is done."""
+def test_two_processes_give_the_same_as_one(items: list[Item], tmp_path: Path) -> None:
+    """Work spread over processes ends in the same folder, and is reported as it is done.
+
+    One clean photo, whose versions are labelled, and two references of a rated data set.
+    """
+    make_kadid10k(tmp_path / "k", references=2, tasks=2)
+    mixed = items[:16] + sources.kadid10k_items(tmp_path / "k")
     seen: list[tuple[int, int]] = []
-    result = prepare(items, tmp_path, patch_size=SIZE, jobs=2, progress=lambda *n: seen.append(n))
-    assert_same(result, data)
-    assert seen == [(n, 5) for n in range(1, 6)]
+    two = cut_crops(mixed, tmp_path / "two", patch_size=SIZE, jobs=2, progress=lambda *n: seen.append(n))
+    assert_same(two, cut_crops(mixed, tmp_path / "one", patch_size=SIZE))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +178,7 @@ def test_errors_survive_pickling(error: GrmpScoreError) -> None:
 
 
 def test_an_interrupted_run_continues_to_the_same_result(
-    data: Prepared, items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: TrainingCrops, items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was done before the interruption is not done again."""
 
@@ -181,75 +186,77 @@ def test_an_interrupted_run_continues_to_the_same_result(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(items, tmp_path, patch_size=SIZE, progress=stop)
+        cut_crops(items, tmp_path, patch_size=SIZE, progress=stop)
     assert np.isfinite(np.load(tmp_path / "labels.npy")).sum() == 16  # one reference
     with pytest.raises(DataError, match="has not finished"):
-        load_prepared(tmp_path)
+        load_crops(tmp_path)
 
     worked = []
-    original = prepared._prepare_reference
+    original = crops._cut_reference
 
-    def counting(work: prepared._Work) -> tuple[list[int], np.ndarray]:  # type: ignore[type-arg]
+    def counting(work: crops._Work) -> tuple[list[int], np.ndarray]:  # type: ignore[type-arg]
         worked.append(work)
         return original(work)
 
-    monkeypatch.setattr(prepared, "_prepare_reference", counting)
+    monkeypatch.setattr(crops, "_cut_reference", counting)
     seen: list[tuple[int, int]] = []
-    assert_same(prepare(items, tmp_path, patch_size=SIZE, progress=lambda *n: seen.append(n)), data)
+    assert_same(cut_crops(items, tmp_path, patch_size=SIZE, progress=lambda *n: seen.append(n)), data)
     assert len(worked) == 4 and seen == [(n, 5) for n in range(2, 6)]
 
 
-def test_a_reference_with_an_unknown_label_is_done_again(data: Prepared, items: list[Item], tmp_path: Path) -> None:
+def test_a_reference_with_an_unknown_label_is_done_again(
+    data: TrainingCrops, items: list[Item], tmp_path: Path
+) -> None:
     """Labels are the mark of what is done; crops of an open reference are cut again."""
-    prepare(items, tmp_path, patch_size=SIZE)
+    cut_crops(items, tmp_path, patch_size=SIZE)
     labels = np.load(tmp_path / "labels.npy", mmap_mode="r+")
-    crops = np.load(tmp_path / "crops.npy", mmap_mode="r+")
+    pixels = np.load(tmp_path / "crops.npy", mmap_mode="r+")
     labels[[5, 40]] = np.nan
-    crops[[5, 40]] = 0
+    pixels[[5, 40]] = 0
     labels.flush()
-    crops.flush()
-    assert_same(prepare(items, tmp_path, patch_size=SIZE), data)
+    pixels.flush()
+    assert_same(cut_crops(items, tmp_path, patch_size=SIZE), data)
 
 
 def test_a_finished_folder_is_not_prepared_again(
-    data: Prepared, items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: TrainingCrops, items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Running again only opens it."""
-    prepare(items, tmp_path, patch_size=SIZE)
-    monkeypatch.setattr(prepared, "_prepare_reference", None)
-    assert_same(prepare(items, tmp_path, patch_size=SIZE), data)
-    assert_same(load_prepared(tmp_path), data)
+    cut_crops(items, tmp_path, patch_size=SIZE)
+    monkeypatch.setattr(crops, "_cut_reference", None)
+    assert_same(cut_crops(items, tmp_path, patch_size=SIZE), data)
+    assert_same(load_crops(tmp_path), data)
 
 
 def test_another_data_set_in_the_same_folder_is_refused(items: list[Item], tmp_path: Path) -> None:
     """Other items or another patch size do not mix with what is there, which stays as it is."""
-    first = prepare(items[:16], tmp_path, patch_size=SIZE)
+    first = cut_crops(items[:16], tmp_path, patch_size=SIZE)
     for other, size in ((items[:32], SIZE), (items[16:32], SIZE), (items[:16], SIZE + 8)):
         with pytest.raises(DataError, match="holds other prepared data") as caught:
-            prepare(other, tmp_path, patch_size=size)
+            cut_crops(other, tmp_path, patch_size=size)
         assert caught.value.path == str(tmp_path) and caught.value.hint
-    assert_same(load_prepared(tmp_path), first)
+    assert_same(load_crops(tmp_path), first)
 
 
 def test_a_folder_of_something_else_is_no_prepared_data(tmp_path: Path) -> None:
     """Missing and damaged files are told as such."""
     with pytest.raises(DataError, match="not a folder of prepared data"):
-        load_prepared(tmp_path)
+        load_crops(tmp_path)
     for name in ("labels.npy", "crops.npy", "items.csv"):
         (tmp_path / name).write_text("something else")
     with pytest.raises(DataError, match="not a folder of prepared data"):
-        load_prepared(tmp_path)
+        load_crops(tmp_path)
 
 
 def test_a_listing_that_lost_rows_is_refused(items: list[Item], tmp_path: Path) -> None:
     """Items and labels must be as many."""
-    prepare(items[:16], tmp_path, patch_size=SIZE)
+    cut_crops(items[:16], tmp_path, patch_size=SIZE)
     with open(tmp_path / "items.csv", newline="") as file:
         rows = list(csv.reader(file))
     with open(tmp_path / "items.csv", "w", newline="") as file:
         csv.writer(file).writerows(rows[:-1])
     with pytest.raises(DataError, match="has not finished"):
-        load_prepared(tmp_path)
+        load_crops(tmp_path)
 
 
 # ------------------------------------------------------------------- mistakes
@@ -260,7 +267,7 @@ def test_photos_too_small_to_be_compared_are_named(tmp_path: Path) -> None:
     for i in range(5):
         make_photo(40, 31, seed=i).save(tmp_path / f"{i}.png")
     with pytest.raises(DataError, match="at least 32x32") as caught:
-        prepare(three_types(tmp_path), tmp_path / "out", patch_size=SIZE)
+        cut_crops(three_types(tmp_path), tmp_path / "out", patch_size=SIZE)
     assert caught.value.path == str(tmp_path / "0.png")
 
 
@@ -268,4 +275,4 @@ def test_without_piq_the_extra_is_named(items: list[Item], tmp_path: Path, monke
     """Labelling says what to install."""
     monkeypatch.setitem(sys.modules, "piq", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'grmp_score\[train\]'"):
-        prepare(items, tmp_path, patch_size=SIZE)
+        cut_crops(items, tmp_path, patch_size=SIZE)

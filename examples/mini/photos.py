@@ -7,31 +7,26 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from captions import class_scene
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
+from torch import Tensor
 
-from grmp_score.config import SCENES
+from grmp_score.config import IMAGENET_MEAN, IMAGENET_STD, SCENES
 from grmp_score.errors import DataError
 from grmp_score.model.clip import build_clip
 from grmp_score.model.towers import ImageTower
 
-from .scenes import NIGHT, class_scene
-
-if TYPE_CHECKING:
-    import torch
-
-FloatArray = NDArray[np.float32]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+NIGHT = SCENES.index("night")
 NIGHT_LUMA = 0.20  # mean luma below which a photo counts as night; about half of those looked at truly were
 OUTDOOR = ("cityscape", "landscape")
 
 
-class Pair(NamedTuple):
+class Photo(NamedTuple):
     """One photo and its class."""
 
     path: Path
@@ -40,19 +35,19 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PairFeatures:
+class PhotoFeatures:
     """What the frozen image tower says about every view of every photo.
 
     Attributes:
-        features: float32 [N, V, width], pooled after `ln_post`, before `proj`. View 0 is the whole photo.
+        features: float32 [N, V, F] of `image_tower`. View 0 is the whole photo.
         scenes: bool [N, V, 9], the scenes that are true of a view, in the order of `SCENES`; at least one.
     """
 
-    features: torch.Tensor
-    scenes: torch.Tensor
+    features: Tensor
+    scenes: Tensor
 
 
-def read_pairs(pairs_csv: str | Path) -> list[Pair]:
+def read_photos(pairs_csv: str | Path) -> list[Photo]:
     """Read a CSV with the columns image (path relative to the file), text (class name) and wordnet_id.
 
     Raises:
@@ -64,12 +59,12 @@ def read_pairs(pairs_csv: str | Path) -> list[Pair]:
         missing = {"image", "text", "wordnet_id"} - set(reader.fieldnames or ())
         if missing:
             raise DataError(f"missing column {', '.join(sorted(missing))}", path=pairs_csv)
-        pairs = [Pair(pairs_csv.parent / r["image"], r["text"], r["wordnet_id"]) for r in reader]
-    if not pairs:
+        photos = [Photo(pairs_csv.parent / r["image"], r["text"], r["wordnet_id"]) for r in reader]
+    if not photos:
         raise DataError("no pairs", path=pairs_csv)
-    for pair in pairs:
-        class_scene(pair.wordnet_id)
-    return pairs
+    for photo in photos:
+        class_scene(photo.wordnet_id)
+    return photos
 
 
 def is_night(image: Image.Image) -> bool:
@@ -130,7 +125,9 @@ def make_view(image: Image.Image, view: int, *, size: int, rng: np.random.Genera
     return _nuisance(out, rng) if view > 1 and view % 2 else out
 
 
-def views_of(pair: Pair, index: int, *, views: int, size: int, seed: int) -> tuple[FloatArray, NDArray[np.bool_]]:
+def views_of(
+    photo: Photo, index: int, *, views: int, size: int, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """All views of one photo, normalised, and the scenes that are true of each.
 
     The last of three or more views of an outdoor photo is a `night_view`. The random stream depends on `seed`
@@ -140,9 +137,9 @@ def views_of(pair: Pair, index: int, *, views: int, size: int, seed: int) -> tup
         float32 [views, 3, size, size], normalised with ImageNet's mean and std; bool [views, 9].
     """
     rng = np.random.default_rng((seed, index))
-    with Image.open(pair.path) as file:
+    with Image.open(photo.path) as file:
         image = file.convert("RGB")
-    scene = class_scene(pair.wordnet_id).scene
+    scene = class_scene(photo.wordnet_id).scene
     pixels = np.empty((views, 3, size, size), np.float32)
     scenes = np.zeros((views, len(SCENES)), np.bool_)
     scenes[:, SCENES.index(scene)] = True
@@ -159,58 +156,54 @@ def views_of(pair: Pair, index: int, *, views: int, size: int, seed: int) -> tup
 
 
 def image_tower(
-    vision_cfg: Mapping[str, Any], vision_state: Mapping[str, torch.Tensor], readout_blocks: int = 1
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The image tower without its projection: normalised images -> float32 features [B, F].
+    vision_cfg: Mapping[str, Any], vision_state: Mapping[str, Tensor], readout_blocks: int = 1
+) -> Callable[[Tensor], Tensor]:
+    """The image tower without its projection: normalised images [B, 3, S, S] -> float32 features [B, F].
 
     With ``readout_blocks`` 1, F is the width and the features are pooled after ``ln_post``; with k > 1, F is 2k
-    times the width, and ``ln_post``, which is not trained yet, normalises without scaling (see
-    `build_clip`).
+    times the width, CLS and mean token of the last k blocks, and ``ln_post``, which is not fitted yet, normalises
+    without scaling.
     """
-    import torch
-
     text_cfg = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}  # built, not used
     cfg = {"embed_dim": 8, "vision_cfg": dict(vision_cfg), "text_cfg": text_cfg, "readout_blocks": readout_blocks}
     clip = build_clip(cfg).requires_grad_(False)
     state = {k: v for k, v in vision_state.items() if readout_blocks == 1 or not k.startswith("ln_post.")}
     own = {k: v for k, v in clip.visual.state_dict().items() if k == "proj" or k.startswith("ln_post.")}
     clip.visual.load_state_dict({**own, **state})
+
     tower = ImageTower(clip.visual, None, head_blocks=readout_blocks, feature_blocks=readout_blocks)
 
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            return tower.pool(tower.trunk(images))
+    @torch.inference_mode()
+    def encode(images: Tensor) -> Tensor:
+        return tower.pool(tower.trunk(images))
 
     return encode
 
 
-def encode_pairs(
-    encode: Callable[[torch.Tensor], torch.Tensor],
-    pairs: Sequence[Pair],
+def encode_photos(
+    encode: Callable[[Tensor], Tensor],
+    photos: Sequence[Photo],
     *,
     size: int,
-    views: int = 4,
-    seed: int = 0,
+    views: int,
+    seed: int,
     progress: Callable[[int, int], None] | None = None,
-) -> PairFeatures:
-    """Run a frozen image tower over all views of all photos.
+) -> PhotoFeatures:
+    """Runs a frozen image tower over all views of all photos.
 
     Args:
-        encode: float32 [B, 3, size, size] -> float32 [B, ...].
-        pairs: the photos.
+        encode: as `image_tower` makes it.
+        photos: which ones.
         size: side of the views in pixels.
         views: views per photo, at least 1.
         seed: seed of the random views.
         progress: called with (photos done, photos in all) after each photo.
     """
-    import torch
-
     features, scenes = [], []
-    with torch.inference_mode():
-        for i, pair in enumerate(pairs):
-            pixels, truth = views_of(pair, i, views=views, size=size, seed=seed)
-            features.append(encode(torch.from_numpy(pixels)).clone())
-            scenes.append(torch.from_numpy(truth))
-            if progress is not None:
-                progress(i + 1, len(pairs))
-    return PairFeatures(torch.stack(features).clone(), torch.stack(scenes))
+    for i, photo in enumerate(photos):
+        pixels, truth = views_of(photo, i, views=views, size=size, seed=seed)
+        features.append(encode(torch.from_numpy(pixels)).clone())  # [V, F]
+        scenes.append(torch.from_numpy(truth))  # [V, 9]
+        if progress is not None:
+            progress(i + 1, len(photos))
+    return PhotoFeatures(torch.stack(features).clone(), torch.stack(scenes))
