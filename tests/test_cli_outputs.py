@@ -329,6 +329,20 @@ def test_two_runs_do_not_write_one_file(model: str, photos: Path, tmp_path: Path
     assert {p.name for p in tmp_path.iterdir()} == {"photos", "out.csv"}
 
 
+@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), NotImplementedError()])
+def test_a_file_system_without_locks(
+    error: Exception, model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is written to all the same."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", fail)
+    assert run("-m", model, "-o", tmp_path / "out.csv", photos).exit_code == 0
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 4
+
+
 # ----------------------------------------------------------- resume and cache
 
 
