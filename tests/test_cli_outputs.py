@@ -254,6 +254,18 @@ def run_main(*args: str | Path) -> int:
     return int(str(caught.value.code))
 
 
+def test_ctrl_c_ends_with_130(
+    model: str, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was scored stays on stdout, nobody sees a traceback."""
+    rows = run_jsonl("-m", model, photos)[0]
+    interrupted_after(1, monkeypatch)
+    assert run_main("-m", model, "-f", "jsonl", photos) == 130
+    captured = capsys.readouterr()
+    assert [json.loads(line) for line in captured.out.splitlines()] == rows[:1]
+    assert captured.err.strip() == "Interrupted"
+
+
 def test_ctrl_c_keeps_the_old_file_and_what_is_done(
     model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

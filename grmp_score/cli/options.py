@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -94,13 +94,6 @@ speed_options = all_of(
 output_option = click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file, not to the screen."
 )
-
-
-def format_option(formats: Sequence[str]) -> Callable[[F], F]:
-    """Adds ``--format``, passed as ``output_format``; the table is the default."""
-    return click.option(
-        "-f", "--format", "output_format", type=click.Choice(formats), default="table", help="Form of the output."
-    )
 
 
 #: What `open_labels` needs.
