@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +86,9 @@ def here(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*args: str | Path) -> Result:
-    """The command on a screen of 80 columns."""
-    return cli_tools.run("adapt", *args, columns=80)
-
-
-def run_fast(*args: str | Path) -> Result:
-    """With the tiny model and little training."""
-    return run("--labels", "mine.csv", "-m", "tiny", *FAST, *args)
+#: The command on a screen of 80 columns; with the tiny model and little training.
+run = partial(cli_tools.run, "adapt", columns=80)
+run_fast = partial(run, "--labels", "mine.csv", "-m", "tiny", *FAST)
 
 
 def left_behind() -> list[str]:
