@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from grmp_score.cli.progress import training_progress
 from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
 from grmp_score.errors import GrmpScoreError
 from grmp_score.scorer import Scorer
-from grmp_score.trainer.adapt.fewshot import FewShotConfig, HistoryRow, Progress
-from grmp_score.trainer.adapt.run import adapt
+from grmp_score.trainer.adapt import adapt
+from grmp_score.trainer.adapt.config import FewShotConfig, HistoryRow, Progress
 from grmp_score.trainer.data.labels import read_labels
 from grmp_score.trainer.metrics import bootstrap_interval
 
@@ -85,14 +86,9 @@ def here(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*args: str | Path) -> Result:
-    """The command on a screen of 80 columns."""
-    return cli_tools.run("adapt", *args, columns=80)
-
-
-def run_fast(*args: str | Path) -> Result:
-    """With the tiny model and little training."""
-    return run("--labels", "mine.csv", "-m", "tiny", *FAST, *args)
+#: The command on a screen of 80 columns; with the tiny model and little training.
+run = partial(cli_tools.run, "adapt", columns=80)
+run_fast = partial(run, "--labels", "mine.csv", "-m", "tiny", *FAST)
 
 
 def left_behind() -> list[str]:

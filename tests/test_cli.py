@@ -22,7 +22,7 @@ import torch
 from click.testing import Result
 
 from grmp_score import __version__, weights
-from grmp_score.cli.main import COMMANDS, cli, main
+from grmp_score.cli.main import COMMANDS, cli
 from grmp_score.cli.progress import progress_bar
 from grmp_score.config import ModelConfig
 from grmp_score.images.find import find_images
@@ -477,28 +477,7 @@ def test_pretrain_without_matplotlib_notes_it(
     assert (tmp_path / "mine" / "config.json").is_file() and not (tmp_path / "mine" / "log.png").exists()
 
 
-# ---------------------------------------------------------- being interrupted
-
-
-def test_ctrl_c_ends_with_130(
-    model: str, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What was scored stays on stdout, nobody sees a traceback."""
-    original = Scorer.score_many
-
-    def interrupted(self: Scorer, images: Any, **options: Any) -> Iterator[Any]:
-        scores = original(self, images, **options)
-        yield next(scores)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Scorer, "score_many", interrupted)
-    monkeypatch.setattr(sys, "argv", ["grmp-score", "-m", model, "--format", "jsonl", str(photos)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    out, err = capsys.readouterr()
-    assert caught.value.code == 130
-    assert len(out.splitlines()) == 1 and json.loads(out)["error"] is None
-    assert "Traceback" not in err and err.strip() == "Interrupted"
+# ------------------------------------------------------------------- progress
 
 
 def test_a_live_bar_does_not_tear_results_apart(monkeypatch: pytest.MonkeyPatch) -> None:

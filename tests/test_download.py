@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import Result
 from safetensors.torch import save as to_bytes
 
 from grmp_score import weights
@@ -20,10 +20,7 @@ from .cli_tools import assert_usage_error
 from .conftest import make_photo
 from .hub_server import HubServer
 
-
-def run(*args: str | Path) -> Result:
-    """The command in this process."""
-    return cli_tools.run("download", *args)
+run = partial(cli_tools.run, "download")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,8 @@ def labels(tmp_path: Path) -> Path:
     return tmp_path / "test.csv"
 
 
-def run(*args: str | Path) -> Result:
-    """The command on a screen of 80 columns."""
-    return cli_tools.run("evaluate", *args, columns=80)
+#: The command on a screen of 80 columns.
+run = partial(cli_tools.run, "evaluate", columns=80)
 
 
 def run_json(*args: str | Path) -> tuple[dict[str, Any], Result]:

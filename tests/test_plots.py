@@ -16,7 +16,7 @@ from PIL import Image
 
 from grmp_score.errors import MissingExtraError
 from grmp_score.report.plots import plot_pretraining, plot_scatter, plot_training
-from grmp_score.trainer.adapt.fewshot import HistoryRow
+from grmp_score.trainer.adapt.config import HistoryRow
 from grmp_score.trainer.adapt.measure import Predictions
 from grmp_score.trainer.data.labels import Labels
 from grmp_score.trainer.evaluation import agreement

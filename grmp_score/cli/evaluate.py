@@ -10,7 +10,6 @@ import click
 
 from grmp_score.cli.options import (
     device_option,
-    format_option,
     label_options,
     model_options,
     open_labels,
@@ -28,7 +27,9 @@ from grmp_score.report.evaluation import FORMATS, write_json, write_table
 @model_options
 @click.option("--by", metavar="COLUMN", help="Also measure every group of images with one value in this column.")
 @click.option("--worst", type=click.IntRange(0), default=10, help="How many of the largest disagreements to list.")
-@format_option(FORMATS)
+@click.option(
+    "-f", "--format", "output_format", type=click.Choice(FORMATS), default="table", help="Form of the output."
+)
 @output_option
 @patches_option
 @device_option

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from grmp_score.errors import DataError
+from grmp_score.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from grmp_score.scorer import Scorer
@@ -54,11 +54,11 @@ patches_option = click.option(
 
 def _known_colour(context: click.Context, parameter: click.Parameter, text: str) -> str:
     if text != "white":  # Pillow, which knows the names of colours, need not be imported for the usual one
-        from PIL import ImageColor
+        from grmp_score.images import parse_colour
 
         try:
-            ImageColor.getrgb(text)
-        except ValueError as error:
+            parse_colour(text)
+        except ConfigError as error:
             raise click.BadParameter(f"{text!r} is no colour; expected a name or #rrggbb") from error
     return text
 
@@ -94,13 +94,6 @@ speed_options = all_of(
 output_option = click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file, not to the screen."
 )
-
-
-def format_option(formats: Sequence[str]) -> Callable[[F], F]:
-    """Adds ``--format``, passed as ``output_format``; the table is the default."""
-    return click.option(
-        "-f", "--format", "output_format", type=click.Choice(formats), default="table", help="Form of the output."
-    )
 
 
 #: What `open_labels` needs.

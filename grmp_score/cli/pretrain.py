@@ -15,9 +15,7 @@ from grmp_score.errors import GrmpScoreError, MissingExtraError
 
 @click.command()
 @click.option(
-    "--references",
-    type=click.Path(path_type=Path),
-    help="Folder of clean photos; distorted and labelled here.",
+    "--references", type=click.Path(path_type=Path), help="Folder of clean photos; distorted and labelled here."
 )
 @click.option("--kadid10k", type=click.Path(path_type=Path), help="KADID-10k as distributed (dmos.csv, images/).")
 @click.option(
@@ -29,52 +27,36 @@ from grmp_score.errors import GrmpScoreError, MissingExtraError
 @click.option(
     "-m",
     "--model",
-    default=None,
     help="Whose backbone to start from, or NAME:TAG of open_clip (ViT-B-16-quickgelu:openai).  [default: mini]",
 )
 @click.option(
     "--method",
     type=click.Choice(["meta", "ordinary"]),
     default="meta",
-    show_default=True,
     help="Meta-learning, or plain training on the pooled tasks.",
 )
 @click.option(
     "--train",
     type=click.Choice(["prompts", "text", "visual", "blocks"]),
     default="prompts",
-    show_default=True,
     help="What is trained; blocks: prompts and the last four image blocks.",
 )
-@click.option(
-    "--n-visual", type=click.IntRange(0), default=8, show_default=True, help="Visual prompt tokens per block."
-)
-@click.option("--epochs", type=click.IntRange(1), default=50, show_default=True, help="Passes over all tasks.")
-@click.option(
-    "--tasks-per-step", type=click.IntRange(1), default=5, show_default=True, help="k, tasks per outer step."
-)
-@click.option(
-    "--inner-steps",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Support/query step pairs per task.",
-)
-@click.option("--inner-lr", type=float, default=1e-4, show_default=True, help="alpha (Adam).")
-@click.option("--block-lr", type=float, default=1e-5, show_default=True, help="Learning rate of the blocks.")
+@click.option("--n-visual", type=click.IntRange(0), default=8, help="Visual prompt tokens per block.")
+@click.option("--epochs", type=click.IntRange(1), default=50, help="Passes over all tasks.")
+@click.option("--tasks-per-step", type=click.IntRange(1), default=5, help="k, tasks per outer step.")
+@click.option("--inner-steps", type=click.IntRange(1), default=1, help="Support/query step pairs per task.")
+@click.option("--inner-lr", type=float, default=1e-4, help="alpha (Adam).")
+@click.option("--block-lr", type=float, default=1e-5, help="Learning rate of the blocks.")
 @click.option(
     "--adam",
     type=click.Choice(["fresh", "kept"]),
     default="fresh",
-    show_default=True,
     help="Adam's moments: new for every task, or kept.",
 )
-@click.option("--warm-up", type=click.IntRange(0), default=0, show_default=True, help="Outer steps of warm-up.")
-@click.option("--outer-lr", type=float, default=1e-2, show_default=True, help="beta.")
-@click.option(
-    "--support-batch", type=click.IntRange(1), default=75, show_default=True, help="Images per support step."
-)
-@click.option("--query-batch", type=click.IntRange(1), default=50, show_default=True, help="Images per query step.")
+@click.option("--warm-up", type=click.IntRange(0), default=0, help="Outer steps of warm-up.")
+@click.option("--outer-lr", type=float, default=1e-2, help="beta.")
+@click.option("--support-batch", type=click.IntRange(1), default=75, help="Images per support step.")
+@click.option("--query-batch", type=click.IntRange(1), default=50, help="Images per query step.")
 @click.option(
     "--group",
     "groups",
@@ -85,13 +67,10 @@ from grmp_score.errors import GrmpScoreError, MissingExtraError
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
-    show_default=True,
     help="Of the image tower; bfloat16 is about twice as fast where the processor knows it.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
-@click.option(
-    "--jobs", type=click.IntRange(1), default=None, help="Processes that prepare images.  [default: cores]"
-)
+@click.option("--seed", type=int, default=0, help="Seed of everything random.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes that prepare images.  [default: cores]")
 @device_option
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
 def command(
@@ -151,22 +130,19 @@ def command(
             f"no distortions of the family {unknown[0]!r}; there are {', '.join(sorted({i.group for i in items}))}"
         )
     base = weights.load_base(model)
-    with progress_bar("Preparing", len(sources.by_reference(items)), unit="references") as advance:
+    with progress_bar("Preparing", len(sources.by_reference(items)), unit="references") as progress:
         crops = cut_crops(
             items,
             output / "prepared",
             patch_size=base.config.preprocess.patch_size,
             jobs=jobs or os.cpu_count() or 1,
-            progress=lambda *_: advance(1),
+            progress=lambda *_: progress(),
         )
-    done = 0
     steps = config.epochs * -(-len(crops.tasks(config.groups)) // config.tasks_per_step)
-    with progress_bar("Training", steps, unit="steps") as advance:
+    with progress_bar("Training", steps, unit="steps") as progress:
 
         def on_step(row: LogRow) -> None:
-            nonlocal done
-            advance(row.step - done)
-            done = row.step
+            progress(row.step - progress.done)
 
         pretrain(
             crops,

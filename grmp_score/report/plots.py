@@ -14,7 +14,7 @@ from grmp_score.report.text import direction, interval, number
 from grmp_score.trainer.metrics import Fit
 
 if TYPE_CHECKING:
-    from grmp_score.trainer.adapt.fewshot import HistoryRow
+    from grmp_score.trainer.adapt.config import HistoryRow
     from grmp_score.trainer.adapt.measure import Predictions
 
 _PHASES = {"head": "in closed form", "text": "text side first", "all": "everything that is trained"}
