@@ -438,7 +438,8 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("piped", "options", "bar"), [(True, [], True), (False, [], False), (False, ["--top", "2"], True)]
+    ("piped", "options", "bar"),
+    [(True, ["-f", "csv"], True), (True, [], True), (False, [], False), (False, ["--top", "2"], True)],
 )
 def test_a_bar_and_results(
     piped: bool, options: list[str], bar: bool, model: str, photos: Path, monkeypatch: pytest.MonkeyPatch
