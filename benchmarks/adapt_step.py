@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,11 +28,14 @@ from torch import Tensor
 from grmp_score.config import Backbone, ModelConfig, PromptConfig
 from grmp_score.model.clip import architecture
 from grmp_score.model.quality_clip import QualityCLIP, quality_loss
-from grmp_score.trainer.adapt.activations import Activations, Precision, computing, native_precision
-from grmp_score.trainer.adapt.fewshot import FewShotConfig
-from grmp_score.trainer.adapt.phases import phases_of, trained_names
+from grmp_score.trainer.adapt.config import FewShotConfig, Precision
+from grmp_score.trainer.adapt.features import Activations, computing, native_precision
+from grmp_score.trainer.adapt.folds import all_rows
+from grmp_score.trainer.adapt.gradient_descent import CHUNK, GradientDescent
+from grmp_score.trainer.adapt.optimizer import stages_of
+from grmp_score.trainer.adapt.parameters import trained_names, values_of
 from grmp_score.trainer.adapt.qgr import project, semantic_loss
-from grmp_score.trainer.adapt.tuning import CHUNK, Training
+from grmp_score.trainer.data.labels import Labels
 
 ARCHITECTURE = "ViT-B-16-quickgelu"
 
@@ -63,19 +67,19 @@ def main() -> None:
         optimizer="sgd",
     )
     patches = torch.randn(options.images, options.crops, 3, 224, 224)
-    targets = np.linspace(0, 1, options.images)
 
     kept: list[Activations] = []
     once = seconds(lambda: kept.append(prepare(model, teacher, patches, precision)), device)
     (activations,) = kept
     plain_model, plain_teacher = with_own_activation(copy.deepcopy(model)), with_own_activation(teacher)
-    trainings = [make_training(m, activations, targets, config, precision) for m in (plain_model, model)]
+    trainings = [make_training(m, activations, config, precision) for m in (plain_model, model)]
     loops = (straightforward_steps(trainings[0], plain_teacher, patches), trainings[1].run())
     steps: list[tuple[Seconds, Seconds]] = []
-    for number in range(1, trainings[1].steps + 1):
+    for number in range(1, trainings[1].steps_per_epoch + 1):
         plain, cached = (seconds(lambda loop=loop: next(loop), device) for loop in loops)
         steps.append((plain, cached))
-        say = f"step {number} of {trainings[1].steps}: {plain.wall:.1f} s and {cached.wall:.1f} s by the clock"
+        total = trainings[1].steps_per_epoch
+        say = f"step {number} of {total}: {plain.wall:.1f} s and {cached.wall:.1f} s by the clock"
         print(say, file=sys.stderr, flush=True)
     plain, cached = (Seconds(sum(s.wall for s in c), sum(s.processor for s in c)) for c in zip(*steps, strict=True))
     ratios = sorted(a.processor / b.processor for a, b in steps)
@@ -122,35 +126,25 @@ def prepare(model: QualityCLIP, teacher: QualityCLIP, patches: Tensor, precision
 
 
 def make_training(
-    model: QualityCLIP, activations: Activations, targets: np.ndarray, config: FewShotConfig, precision: Precision
-) -> Training:
-    """One pass over all images."""
-    names = trained_names(model, config)
-    rows = np.arange(len(targets))
-    return Training(
-        model,
-        {n: p.detach().clone() for n, p in model.named_parameters() if n in names},
-        activations,
-        targets,
-        config,
-        fold=None,
-        rows=rows,
-        held_out=rows[:0],
-        plan=[(phase, phase.epochs) for phase in phases_of(model, config)],
-        precision=precision,
-    )
+    model: QualityCLIP, activations: Activations, config: FewShotConfig, precision: Precision
+) -> GradientDescent:
+    """One pass over all images, whose labels are spread evenly."""
+    n = len(activations.features)
+    labels = Labels(Path(), tuple(Path(str(i)) for i in range(n)), tuple(range(n)), np.linspace(0, 1, n))
+    start = values_of(model, trained_names(model, config))
+    stages = stages_of(model, config)
+    return GradientDescent(model, start, activations, all_rows(labels), stages, config, precision=precision)
 
 
-def straightforward_steps(training: Training, teacher: QualityCLIP, patches: Tensor) -> Iterator[None]:
+def straightforward_steps(training: GradientDescent, teacher: QualityCLIP, patches: Tensor) -> Iterator[None]:
     """The same steps from the pixels, a forward and a backward pass for each loss; yields after each."""
     model, device, config = training.model, training.device, training.config
-    phase = training.plan[0][0]
+    (stage,) = training.stages
     named = dict(model.named_parameters())
-    parameters = [named[n] for n in phase.names]
+    parameters = [named[n] for n in stage.names]
     optimizer = torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum)
-    for step in range(training.steps):
-        training._step = step
-        images, crops = training._batch(phase)
+    for step in range(training.steps_per_epoch):
+        images, crops = training.batch(stage, step)
         images, crops = images.repeat_interleave(crops.shape[1]), crops.flatten()
         sums: list[dict[str, Tensor]] = [{}, {}]
         for part in torch.split(torch.arange(len(images)), CHUNK):
@@ -168,11 +162,11 @@ def straightforward_steps(training: Training, teacher: QualityCLIP, patches: Ten
                     p_sem = teacher.scene_logits(original).softmax(-1)
                     loss = semantic_loss(model.scene_logits(features, text), p_sem)
                 gradients = torch.autograd.grad(len(part) / len(images) * loss, parameters, allow_unused=True)
-                for name, g in zip(phase.names, gradients, strict=True):
+                for name, g in zip(stage.names, gradients, strict=True):
                     if g is not None:
                         sums[k][name] = sums[k][name] + g if name in sums[k] else g
         projected, _ = project(sums[0], sums[1], config.qgr_lambda)
-        for name, parameter in zip(phase.names, parameters, strict=True):
+        for name, parameter in zip(stage.names, parameters, strict=True):
             parameter.grad = projected[name]
         optimizer.step()
         yield

@@ -20,9 +20,8 @@ from pathlib import Path
 import torch
 
 from grmp_score.scorer import Scorer
-from grmp_score.trainer.adapt.activations import Activations, compute_activations, teacher_of
-from grmp_score.trainer.adapt.fewshot import FewShotConfig
-from grmp_score.trainer.adapt.run import adapt
+from grmp_score.trainer.adapt import FewShotConfig, adapt
+from grmp_score.trainer.adapt.features import Activations, CropReader, compute_activations, teacher_of
 from grmp_score.trainer.data.labels import Labels, read_labels
 
 CONTENDERS = ("before", "ridge", "after")
@@ -88,7 +87,7 @@ def activations_of(scorer: Scorer, labels: Labels, path: Path | None, *, tokens:
     kept = compute_activations(
         model,
         labels,
-        scorer.preprocess,
+        CropReader.of(scorer),
         teacher=teacher_of(scorer.weights)[0].to(scorer.device) if tokens else None,
         keep_tokens=tokens,
         keep_pooled=True,

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from grmp_score.pipeline.cache import ScoreCache
     from grmp_score.score import FailedScore, Score
     from grmp_score.scorer import Scorer, ScorerOptions
-    from grmp_score.trainer.adapt.fewshot import FewShotConfig
+    from grmp_score.trainer.adapt.config import FewShotConfig
     from grmp_score.trainer.adapt.run import adapt
     from grmp_score.trainer.data.labels import read_labels
     from grmp_score.trainer.evaluation import evaluate
+    from grmp_score.trainer.pretrain.meta import PretrainConfig
     from grmp_score.trainer.pretrain.run import pretrain
 
 __version__ = "0.1.0"
@@ -37,7 +38,8 @@ __version__ = "0.1.0"
 #: Public name -> the module that it is imported from when it is first used.
 _LAZY = {
     "FailedScore": "grmp_score.score",
-    "FewShotConfig": "grmp_score.trainer.adapt.fewshot",
+    "FewShotConfig": "grmp_score.trainer.adapt.config",
+    "PretrainConfig": "grmp_score.trainer.pretrain.meta",
     "Score": "grmp_score.score",
     "ScoreCache": "grmp_score.pipeline.cache",
     "Scorer": "grmp_score.scorer",
@@ -59,6 +61,7 @@ __all__ = [
     "ImageReadError",
     "ImageTooLargeError",
     "MissingExtraError",
+    "PretrainConfig",
     "ResultsError",
     "Score",
     "ScoreCache",

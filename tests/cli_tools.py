@@ -45,6 +45,16 @@ def model_fixture(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(Weights(config, weights.adapter_of(net, []), backbone).save(folder))
 
 
+@pytest.fixture(name="bundled")
+def bundled_fixture(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of bundled models, with the tiny one in place of "mini"."""
+    folder = tmp_path / "bundled"
+    folder.mkdir()
+    (folder / "mini").symlink_to(model, target_is_directory=True)
+    monkeypatch.setattr("grmp_score.weights.folder.BUNDLED", folder)
+    return folder
+
+
 @pytest.fixture(name="photos")
 def photos_fixture(tmp_path: Path) -> Path:
     """Three photos, one of them below, next to hidden and other files."""
@@ -55,6 +65,11 @@ def photos_fixture(tmp_path: Path) -> Path:
         make_photo(70 + i, 50, seed=i).save(folder / name)
     (folder / "notes.txt").write_text("no photo")
     return folder
+
+
+def with_bundled(folder: Path, code: str) -> str:
+    """The code of a process of its own in which the bundled models are those of `folder`."""
+    return f"import pathlib, grmp_score.weights.folder as f\nf.BUNDLED = pathlib.Path({str(folder)!r})\n{code}"
 
 
 def run(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
@@ -22,6 +23,11 @@ TINY_CLIP = {
     "text_cfg": {"width": 32, "heads": 2, "layers": 2, "vocab_size": 600, "context_length": 24},
 }
 
+# Properties are tried on few examples; `pytest --hypothesis-profile=thorough` takes minutes and many.
+settings.register_profile("quick", deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=2000)
+settings.load_profile("quick")
+
 Photo = Callable[..., Image.Image]
 
 
@@ -32,10 +38,9 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
+def warm() -> Warm:
     """Starts processes that need not import torch and open_clip first."""
-    with Warm() as started:
-        yield started
+    return Warm()
 
 
 @pytest.fixture
@@ -112,4 +117,4 @@ def make_photo(width: int = 80, height: int = 60, seed: int = 0) -> Image.Image:
 
 
 # The fixtures of the command line; below, because they are made of what stands above.
-from .cli_tools import model_fixture, photos_fixture  # noqa: E402, F401
+from .cli_tools import bundled_fixture, model_fixture, photos_fixture  # noqa: E402, F401

@@ -25,8 +25,8 @@ from grmp_score.cli.progress import training_progress
 from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
 from grmp_score.errors import GrmpScoreError
 from grmp_score.scorer import Scorer
-from grmp_score.trainer.adapt.fewshot import FewShotConfig, HistoryRow, Progress
-from grmp_score.trainer.adapt.run import adapt
+from grmp_score.trainer.adapt import adapt
+from grmp_score.trainer.adapt.config import FewShotConfig, HistoryRow, Progress
 from grmp_score.trainer.data.labels import read_labels
 from grmp_score.trainer.metrics import bootstrap_interval
 

@@ -19,7 +19,7 @@ from grmp_score.config import LabelScale, ModelConfig
 from grmp_score.report.adaptation import conclusion
 from grmp_score.report.card import adapter_sha256, front_matter, model_card
 from grmp_score.scorer import Scorer
-from grmp_score.trainer.adapt.fewshot import FewShotConfig
+from grmp_score.trainer.adapt.config import FewShotConfig
 from grmp_score.weights.folder import ADAPTER, Weights
 
 from .conftest import Photo, random_weights

@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 import pytest
 
-from grmp_score import weights
 from grmp_score.cli.main import cli
 
+from .cli_tools import with_bundled
 from .test_examples import arguments, name_of
 from .warm import Warm
 
@@ -34,10 +34,6 @@ COMMANDS = [
     )
     if not re.fullmatch(r"grmp-score .*\\", line)
 ]
-needs_bundled = pytest.mark.skipif(
-    not (weights.BUNDLED / weights.DEFAULT_MODEL / weights.CONFIG).is_file(),
-    reason="the bundled model is not in this tree",
-)
 
 
 def test_the_reference_is_current() -> None:
@@ -54,13 +50,12 @@ def test_the_reference_is_current() -> None:
     assert (DOCS / "cli.md").read_text(encoding="utf-8") == done.stdout
 
 
-@needs_bundled
 @pytest.mark.parametrize(("page", "number", "code"), PYTHON, ids=[f"{page}-{i}" for page, i, _ in PYTHON])
-def test_python_blocks_run(page: str, number: int, code: str, warm: Warm) -> None:
-    """Every Python block of the docs runs as it is, in a process of its own, and says nothing on stderr."""
+def test_python_blocks_run(page: str, number: int, code: str, bundled: Path, warm: Warm) -> None:
+    """Every Python block of the docs runs as it is, with a tiny model, and says nothing on stderr."""
     if "pandas" in code:
         pytest.importorskip("pandas")
-    done = warm.run(code, cwd=ROOT)
+    done = warm.run(with_bundled(bundled, code), cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode()
     assert done.stdout
 

@@ -16,7 +16,7 @@ from scipy import stats
 
 from grmp_score.config import LabelScale
 from grmp_score.errors import DataError
-from grmp_score.trainer.data.labels import Labels, check_images, draw_shots, folds, read_labels
+from grmp_score.trainer.data.labels import Labels, draw_shots, folds, read_labels
 from grmp_score.trainer.data.raters import MIN_COMMON, rater_agreement
 
 from .conftest import make_photo
@@ -248,20 +248,6 @@ def test_any_bytes_are_refused_in_one_line(tmp_path_factory: pytest.TempPathFact
     with pytest.raises(DataError) as caught:
         read_labels(path)
     assert len(str(caught.value).splitlines()) == 1
-
-
-def test_broken_images_are_found_on_request(write: Write, tmp_path: Path) -> None:
-    """`check_images` decodes every file and names the first that fails and how many do."""
-    labels = read_labels(write(f"image,mos\n{ROWS}"))
-    seen: list[int] = []
-    check_images(labels, seen.append)
-    assert seen == [1] * 5
-    (tmp_path / "b.png").write_bytes(b"no image")
-    (tmp_path / "d.png").write_bytes(b"")
-    with pytest.raises(
-        DataError, match=r"mine.csv: 2 of 5 images cannot be read, first row 3: '.*b.png': not an im"
-    ):
-        check_images(labels)
 
 
 # ------------------------------------------------------------------------- raters

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from grmp_score.trainer.metrics import (
-    average_ranks,
     bootstrap_interval,
     fit_logistic,
     krcc,
@@ -54,12 +53,6 @@ def test_plcc_equals_scipy(values: list[tuple[float, float]]) -> None:
     x, y = (list(side) for side in zip(*values, strict=True))
     if len(set(x)) > 1 and len(set(y)) > 1:
         assert plcc(x, y) == pytest.approx(scipys(stats.pearsonr, x, y), abs=1e-7)
-
-
-@given(st.lists(tied, max_size=30))
-def test_average_ranks_equal_scipy(values: list[float]) -> None:
-    """Ranks are SciPy's average ranks."""
-    np.testing.assert_array_equal(average_ranks(values), stats.rankdata(values))
 
 
 @pytest.mark.parametrize("constant", [0.0, 1.0, 0.1, 1 / 3, 1e9])
@@ -130,7 +123,6 @@ def test_rows_are_taken_one_by_one(rows: int, n: int, ties: bool, seed: int) -> 
     x, y = np.random.default_rng(seed).integers(0, 3 if ties else 1000, (2, rows, n)).astype(float)
     np.testing.assert_allclose(plcc_rows(x, y), [plcc(a, b) for a, b in zip(x, y, strict=True)], atol=1e-12)
     np.testing.assert_allclose(srcc_rows(x, y), [srcc(a, b) for a, b in zip(x, y, strict=True)], atol=1e-12)
-    np.testing.assert_array_equal(average_ranks(x), stats.rankdata(x, axis=-1))
 
 
 # ----------------------------------------------------------------- logistic fit

@@ -15,11 +15,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from grmp_score.errors import MissingExtraError
-from grmp_score.report.plots import plot_scatter, plot_training
-from grmp_score.trainer.adapt.fewshot import HistoryRow
+from grmp_score.report.plots import plot_pretraining, plot_scatter, plot_training
+from grmp_score.trainer.adapt.config import HistoryRow
 from grmp_score.trainer.adapt.measure import Predictions
 from grmp_score.trainer.data.labels import Labels
 from grmp_score.trainer.evaluation import agreement
+from grmp_score.trainer.pretrain.meta import LogRow
+from grmp_score.trainer.pretrain.run import write_log
 
 
 def make_history(
@@ -173,9 +175,24 @@ def test_scatter(tmp_path: Path, drawn: list[Figure], n: int, constant: bool, un
     assert ("higher" if unit == "mos" else "lower") in left.get_ylabel()
 
 
+@pytest.mark.parametrize("n", [1, 30])
+def test_pretraining(tmp_path: Path, drawn: list[Figure], n: int) -> None:
+    """Both losses of every outer step in the log."""
+    write_log([LogRow(i, 1, 1 / i, 1.1 / i, float(i)) for i in range(1, n + 1)], tmp_path / "log.csv")
+    plot_pretraining(tmp_path / "log.csv", tmp_path / "log.png")
+    assert (tmp_path / "log.png").read_bytes().startswith(b"\x89PNG")
+    assert_tidy(drawn[0])
+    support, query = drawn[0].axes[0].lines
+    assert list(support.get_ydata()) == pytest.approx([1 / i for i in range(1, n + 1)])
+    assert list(query.get_xdata()) == list(range(1, n + 1))
+
+
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that says what to install."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError) as caught:
+        plot_pretraining(tmp_path / "log.csv", tmp_path / "log.png")
+    assert caught.value.package == "matplotlib"
     with pytest.raises(MissingExtraError, match=r"pip install 'grmp_score\[train\]'"):
         plot_training(*make_history({"all": 1}, {"all": 1}), tmp_path / "training.png")
     with pytest.raises(MissingExtraError):

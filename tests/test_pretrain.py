@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from grmp_score import weights
 from grmp_score.config import ModelConfig, PromptConfig
-from grmp_score.errors import ConfigError, GrmpScoreError, MissingExtraError, WeightsError
+from grmp_score.errors import ConfigError, GrmpScoreError, WeightsError
 from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.scorer import Scorer
 from grmp_score.trainer.data import sources
@@ -26,7 +26,7 @@ from grmp_score.trainer.pretrain import run as stage_1
 from grmp_score.trainer.pretrain.crops import TrainingCrops, load_crops
 from grmp_score.trainer.pretrain.held_out import encode_crops, evaluate_held_out, predict
 from grmp_score.trainer.pretrain.meta import LogRow, MetaTrainer
-from grmp_score.trainer.pretrain.run import new_model, plot_log, trained_weights, write_log
+from grmp_score.trainer.pretrain.run import new_model, trained_weights
 from grmp_score.weights.folder import Weights
 
 from .cli_tools import run
@@ -258,23 +258,6 @@ def test_a_base_that_does_not_fit_is_refused(base: Weights) -> None:
     state.pop("ln_final.weight")
     with pytest.raises(WeightsError, match=r"do not fit.*ln_final\.weight"):
         new_model(base.config, dataclasses.replace(base, backbone=state), seed=0)
-
-
-@pytest.mark.parametrize("n", [1, 30])
-def test_the_plot_is_a_picture(tmp_path: Path, n: int) -> None:
-    """`plot_log` makes a PNG of a run's log."""
-    pytest.importorskip("matplotlib")
-    write_log([LogRow(i, 1, 1 / i, 1.1 / i, float(i)) for i in range(1, n + 1)], tmp_path / "log.csv")
-    assert plot_log(tmp_path) == tmp_path / "log.png"
-    assert (tmp_path / "log.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error says what to install."""
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'grmp_score\[train\]'") as caught:
-        plot_log(tmp_path)
-    assert caught.value.package == "matplotlib"
 
 
 # ----------------------------------------------------------------- evaluation

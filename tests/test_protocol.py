@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 
 from grmp_score.errors import DataError
-from grmp_score.scorer import Score, Scorer
+from grmp_score.score import FailedScore, Score
+from grmp_score.scorer import Scorer
 from grmp_score.trainer.data.labels import Labels
 from grmp_score.trainer.evaluation import MIN_ROWS, agreement, evaluate
 from grmp_score.weights.folder import Weights
@@ -26,9 +27,9 @@ class Oracle:
     def __init__(self, values: Iterable[float | None]) -> None:
         self.values = list(values)
 
-    def score_many(self, paths: Iterable[Path]) -> Iterator[Score]:
+    def score_many(self, paths: Iterable[Path]) -> Iterator[Score | FailedScore]:
         for path, value in zip(paths, self.values, strict=True):
-            yield Score(value, path=str(path), error="the file is empty" if value is None else None)
+            yield FailedScore("the file is empty", str(path)) if value is None else Score(value, path=str(path))
 
 
 def labels_of(scores: np.ndarray, **more: object) -> Labels:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from grmp_score.config import ModelConfig
 from grmp_score.model.quality_clip import QualityCLIP, quality_loss
-from grmp_score.trainer.adapt.fewshot import FewShotConfig
-from grmp_score.trainer.adapt.phases import trained_names
+from grmp_score.trainer.adapt.config import FewShotConfig
+from grmp_score.trainer.adapt.parameters import trained_names
 from grmp_score.trainer.adapt.qgr import project, semantic_loss
 
 from .conftest import randomise

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -13,6 +12,7 @@ import pytest
 
 from grmp_score.cli.main import cli
 
+from .cli_tools import run, with_bundled
 from .warm import Warm
 
 ROOT = Path(__file__).parents[1]
@@ -25,34 +25,29 @@ COMMANDS = [
 ]
 
 
-def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """One real process."""
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
-
-
-def test_table_of_example_photos_is_current() -> None:
-    """`grmp-score examples/photos` prints the table that the README shows."""
-    shown = re.search(r"```text\n(.*?)```", README, flags=re.DOTALL)
+@pytest.mark.usefixtures("bundled")
+def test_table_of_example_photos_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`grmp-score examples/photos` prints these rows; the scores are the recorded ones, as in test_bundled."""
+    shown = re.search(r"grmp-score examples/photos\n\n```text\n(.*?)```", README, flags=re.DOTALL)
     assert shown is not None
-    result = run("-c", "from grmp_score.cli.main import main; main()", "examples/photos")
-    assert result.returncode == 0, result.stderr
+    monkeypatch.chdir(ROOT)
+    printed = run("examples/photos").stdout
+    row = re.compile(r"^(\S+\.jpg) +(\d\.\d+) .* (\d+x\d+)$", re.MULTILINE)
+    assert [(name, size) for name, _, size in row.findall(shown[1])] == [
+        (name, size) for name, _, size in row.findall(printed)
+    ]
+    golden = json.loads((ROOT / "tests" / "golden" / "example_photos.json").read_text())
+    assert {name: float(score) for name, score, _ in row.findall(shown[1])} == pytest.approx(golden, abs=0.003)
 
-    def values(text: str) -> dict[str, float]:
-        return {name: float(score) for name, score in re.findall(r"^(\S+\.jpg)\s+(\d\.\d+)", text, re.MULTILINE)}
 
-    printed = values(result.stdout)
-    assert len(printed) == 9
-    assert printed == pytest.approx(values(shown[1]), abs=0.003)
-
-
-def test_python_example_runs(warm: Warm) -> None:
+def test_python_example_runs(bundled: Path, warm: Warm) -> None:
     """The README's scoring example runs as it is."""
     example = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
-    result = warm.run(example, cwd=ROOT)
+    result = warm.run(with_bundled(bundled, example), cwd=ROOT)
     assert result.returncode == 0, result.stderr.decode()
     lines = result.stdout.decode().splitlines()
     assert len(lines) == 3 and 0 < float(lines[0].split()[0]) < 1
-    assert lines[2].startswith("missing.jpg None")
+    assert lines[2] == "missing.jpg no such file"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -30,12 +30,13 @@ from text_tower import QualityViews, train_dual_encoder
 from grmp_score import FailedScore, Scorer, pretrain, weights
 from grmp_score.config import IMAGENET_MEAN, IMAGENET_STD, Backbone, ModelConfig, Preprocess, PromptConfig
 from grmp_score.images import read_image
+from grmp_score.report.plots import plot_pretraining
 from grmp_score.trainer.data.distortions import LEVELS
 from grmp_score.trainer.data.sources import CLEAN, by_reference, distorted_version, references_items
 from grmp_score.trainer.pretrain.crops import TrainingCrops, cut_crops, load_crops
 from grmp_score.trainer.pretrain.held_out import HeldOutAgreement, encode_crops, evaluate_held_out
 from grmp_score.trainer.pretrain.meta import LogRow, PretrainConfig, split_references, to_patches
-from grmp_score.trainer.pretrain.run import new_model, plot_log
+from grmp_score.trainer.pretrain.run import LOG, PLOT, new_model
 from grmp_score.weights import Weights
 from grmp_score.weights.tensors import TensorFile
 
@@ -175,7 +176,7 @@ def run(paths: Paths, name: str) -> None:
         device="cpu",
         on_step=on_step,
     )
-    plot_log(folder)
+    plot_pretraining(folder / LOG, folder / PLOT)
 
 
 def calibrate(paths: Paths) -> None:

@@ -16,7 +16,7 @@ from grmp_score.cli.options import device_option, label_options, model_options, 
 from grmp_score.cli.output import destination
 from grmp_score.cli.progress import training_progress
 from grmp_score.errors import ConfigError, DataError, GrmpScoreError, TrainingDivergedError
-from grmp_score.trainer.adapt.fewshot import FewShotConfig
+from grmp_score.trainer.adapt.config import FewShotConfig
 
 if TYPE_CHECKING:
     from grmp_score.scorer import Scorer
@@ -192,8 +192,8 @@ def _adapt(
     scorer: Scorer, labels: Labels, test: Labels | None, config: FewShotConfig, work: Path, resume: bool
 ) -> Adapted:
     """`adapt` with a bar; a work folder that nothing can be continued from is removed."""
+    from grmp_score.trainer.adapt.checkpoint import CHECKPOINT
     from grmp_score.trainer.adapt.run import adapt
-    from grmp_score.trainer.adapt.session import CHECKPOINT
 
     work.mkdir(parents=True, exist_ok=True)
     try:

@@ -106,10 +106,11 @@ def command(
     from grmp_score import weights
     from grmp_score.config import PromptConfig
     from grmp_score.pipeline.inference import pick_device
+    from grmp_score.report.plots import plot_pretraining
     from grmp_score.trainer.data import sources
     from grmp_score.trainer.pretrain.crops import cut_crops
     from grmp_score.trainer.pretrain.meta import LogRow, PretrainConfig
-    from grmp_score.trainer.pretrain.run import CHECKPOINT, plot_log, pretrain
+    from grmp_score.trainer.pretrain.run import CHECKPOINT, LOG, PLOT, pretrain
 
     config = PretrainConfig(**settings)
     if (output / weights.CONFIG).exists() and not resume:
@@ -154,7 +155,7 @@ def command(
             on_step=on_step,
         )
     try:
-        plot_log(output)
+        plot_pretraining(output / LOG, output / PLOT)
     except MissingExtraError as error:
         click.echo(f"Note: {error}", err=True)
     click.echo(f"wrote {output}; use it with: grmp-score PATHS --model {output}", err=True)

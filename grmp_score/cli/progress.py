@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-    from grmp_score.trainer.adapt.fewshot import Progress as Step
+    from grmp_score.trainer.adapt.config import Progress as Step
 
 #: Seconds between two lines where there is no terminal.
 LINE_SECONDS = 60.0

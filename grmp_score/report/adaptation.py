@@ -13,7 +13,7 @@ from grmp_score.files import finite_or_none
 from grmp_score.report.text import console_on, interval, number, plain_table
 
 if TYPE_CHECKING:  # neither is needed to show --help
-    from grmp_score.trainer.adapt.fewshot import HistoryRow
+    from grmp_score.trainer.adapt.config import HistoryRow
     from grmp_score.trainer.adapt.measure import Predictions
 
 #: Entry of the results -> the model that it measures.

@@ -11,7 +11,7 @@ from grmp_score.report.adaptation import write_history, write_results
 from grmp_score.report.plots import plot_scatter, plot_training
 
 if TYPE_CHECKING:  # these take seconds to import
-    from grmp_score.trainer.adapt.fewshot import HistoryRow
+    from grmp_score.trainer.adapt.config import HistoryRow
     from grmp_score.trainer.adapt.measure import Predictions
     from grmp_score.weights.folder import Weights
 

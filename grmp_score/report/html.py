@@ -54,15 +54,6 @@ class ReportInfo:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A thumbnail as the page holds it."""
-
-    src: str
-    width: int
-    height: int
-
-
 @dataclass
 class Entry:
     """An image as the page shows it.
@@ -94,15 +85,6 @@ class Entry:
         return self.burst is not None and not self.best_of_burst
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A bar of the histogram: how many scores lie in ``low <= score < high``."""
-
-    low: float
-    high: float
-    count: int
-
-
 class Page:
     """What the template is filled with."""
 
@@ -130,12 +112,12 @@ class Page:
         return sum(entry.is_spare for entry in self._entries)
 
     @cached_property
-    def histogram(self) -> list[Bar]:
-        """The scores in `_BINS` bins of equal width."""
+    def histogram(self) -> list[tuple[float, float, int]]:
+        """From, to, and number of the scores in each of `_BINS` bins of equal width."""
         counts = [0] * _BINS
         for entry in self._entries:
             counts[min(_BINS - 1, int(entry.score.value * _BINS))] += 1
-        return [Bar(i / _BINS, (i + 1) / _BINS, number) for i, number in enumerate(counts)]
+        return [(i / _BINS, (i + 1) / _BINS, number) for i, number in enumerate(counts)]
 
     @property
     def distribution(self) -> str:
@@ -153,15 +135,15 @@ class Page:
         best = [entry for entry in self.best_first if not entry.is_spare][:number]
         return [("best", "Best", best), ("worst", "Worst", self.best_first[: -number - 1 : -1])]
 
-    def picture(self, entry: Entry, small: bool) -> Picture:
-        """The thumbnail of an image; it is read when the page comes to it."""
+    def picture(self, entry: Entry, small: bool) -> tuple[str, int, int]:
+        """The thumbnail of an image as address, width and height; it is read when the page comes to it."""
         data, thumbnail = self._gallery.thumbnail(entry.image), entry.image.thumbnail
         size = thumbnail.width, thumbnail.height
         if small and max(size) > _SMALL:
             with Image.open(io.BytesIO(data)) as picture:
                 smaller = shrink(picture, _SMALL)
             data, size = jpeg(smaller), smaller.size
-        return Picture(data_uri(data), *size)
+        return data_uri(data), *size
 
 
 def write_page(target: Path, gallery: Gallery, info: ReportInfo) -> None:

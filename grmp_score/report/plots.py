@@ -1,4 +1,4 @@
-"""Pictures of an adaptation: how it went, and what it predicts.  matplotlib is optional and imported here only."""
+"""Plots of a training: how it went, and what the model predicts.  matplotlib is optional and imported here only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from grmp_score.report.text import direction, interval, number
 from grmp_score.trainer.metrics import Fit
 
 if TYPE_CHECKING:
-    from grmp_score.trainer.adapt.fewshot import HistoryRow
+    from grmp_score.trainer.adapt.config import HistoryRow
     from grmp_score.trainer.adapt.measure import Predictions
 
 _PHASES = {"head": "in closed form", "text": "text side first", "all": "everything that is trained"}
@@ -119,6 +119,30 @@ def plot_scatter(predictions: Predictions, results: dict[str, Any], path: Path, 
         axes.grid(alpha=0.25)
     left.set_ylabel(f"{_plain(unit)} ({direction(labels.higher_is_better)})")
     figure.suptitle(measured_on(results).split(";")[0].rstrip("."), fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+def plot_pretraining(log: Path, path: Path) -> None:
+    """Support and query loss of stage 1 against outer steps.
+
+    Args:
+        log: ``log.csv`` of the run.
+        path: PNG to write.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    import numpy as np
+
+    figure = _figure()
+    figure.set_size_inches(7, 4)
+    rows = np.atleast_1d(np.genfromtxt(log, delimiter=",", names=True, encoding="utf-8"))
+    axes = figure.add_subplot()
+    axes.plot(rows["step"], rows["support_loss"], label="support (before the inner step)", linewidth=1)
+    axes.plot(rows["step"], rows["query_loss"], label="query (at the adapted parameters)", linewidth=1)
+    axes.set(xlabel="outer step", ylabel="binary cross-entropy (eq. 3)", title="Stage 1")
+    axes.grid(alpha=0.3)
+    axes.legend()
     figure.savefig(path, dpi=120)
 
 

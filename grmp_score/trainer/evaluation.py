@@ -1,7 +1,4 @@
-"""How well a scorer agrees with a person's labels: the field's figures, with intervals, groups and worst cases.
-
-Nothing is trained here.  (`trainer.evaluate` measures stage 1 on distorted references instead.)
-"""
+"""How well a scorer agrees with a person's labels: the field's figures, with intervals, groups and worst cases."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from grmp_score.files import finite_or_none
 from grmp_score.score import FailedScore
 from grmp_score.trainer.data.labels import Labels
 from grmp_score.trainer.data.raters import RaterAgreement, rater_agreement
@@ -70,14 +68,14 @@ class Agreement:
         """For JSON: NaN becomes None."""
         return {
             "n": self.n,
-            "srcc": or_none(self.srcc),
-            "srcc_interval": [or_none(end) for end in self.srcc_interval],
-            "krcc": or_none(self.krcc),
-            "plcc": or_none(self.plcc),
-            "plcc_interval": [or_none(end) for end in self.plcc_interval],
-            "plcc_logistic": or_none(self.plcc_logistic),
-            "rmse": or_none(self.rmse),
-            "fit": {"kind": self.fit.kind, "parameters": [or_none(b) for b in self.fit.parameters]},
+            "srcc": finite_or_none(self.srcc),
+            "srcc_interval": [finite_or_none(end) for end in self.srcc_interval],
+            "krcc": finite_or_none(self.krcc),
+            "plcc": finite_or_none(self.plcc),
+            "plcc_interval": [finite_or_none(end) for end in self.plcc_interval],
+            "plcc_logistic": finite_or_none(self.plcc_logistic),
+            "rmse": finite_or_none(self.rmse),
+            "fit": {"kind": self.fit.kind, "parameters": [finite_or_none(b) for b in self.fit.parameters]},
         }
 
 
@@ -228,11 +226,6 @@ def evaluate(
         raters=None if labels.ratings is None else rater_agreement(labels.ratings, seed),
         seconds=seconds,
     )
-
-
-def or_none(value: float) -> float | None:
-    """NaN and infinity, which JSON does not have, as None."""
-    return value if math.isfinite(value) else None
 
 
 def _worst(labels: Labels, predictions: NDArray[np.float64], fit: Fit, count: int) -> tuple[Disagreement, ...]:

@@ -1,6 +1,6 @@
-"""Agreement between predictions and labels, as the field reports it.  Pure NumPy.
+"""Agreement between predictions and labels, as the field reports it.
 
-Correlations assume that both sides grow with quality; who has DMOS negates them first.
+Correlations assume that both sides grow with quality: negate DMOS, where lower is better, before calling.
 """
 
 from __future__ import annotations
@@ -11,23 +11,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
+from scipy.stats import kendalltau, rankdata
 
 Array = NDArray[np.float64]
-
-
-def average_ranks(values: ArrayLike) -> Array:
-    """Ranks 1..n of values [..., n] along the last axis, smallest first; equal values share the mean of theirs."""
-    array = np.asarray(values)
-    order = np.argsort(array, axis=-1, kind="stable")
-    ordered = np.take_along_axis(array, order, axis=-1)
-    position = np.arange(array.shape[-1])
-    begins, ends = np.ones_like(ordered, dtype=bool), np.ones_like(ordered, dtype=bool)
-    begins[..., 1:] = ends[..., :-1] = ordered[..., 1:] != ordered[..., :-1]
-    first = np.maximum.accumulate(np.where(begins, position, 0), axis=-1)
-    last = np.minimum.accumulate(np.where(ends, position, array.shape[-1])[..., ::-1], axis=-1)[..., ::-1]
-    ranks = np.empty(array.shape)
-    np.put_along_axis(ranks, order, (first + last) / 2 + 1, axis=-1)
-    return ranks
 
 
 def plcc(predictions: ArrayLike, labels: ArrayLike) -> float:
@@ -46,19 +34,12 @@ def srcc(predictions: ArrayLike, labels: ArrayLike) -> float:
 def krcc(predictions: ArrayLike, labels: ArrayLike) -> float:
     """Kendall's rank correlation tau-b (ties corrected), -1..1, 1 is best; NaN as for `plcc`.
 
-    It is the share of pairs in the same order minus the share in opposite order.  Takes O(n log n).
+    It is the share of pairs in the same order minus the share in opposite order.
     """
     x, y = _vectors(predictions, labels)
     if len(x) < 2 or np.isnan(x).any() or np.isnan(y).any():
         return float("nan")
-    order = np.lexsort((y, x))  # within equal predictions by label, so that no tied pair counts as reversed
-    x, y = x[order], y[order]
-    total = len(x) * (len(x) - 1) // 2
-    tied_x, tied_y, tied = _tied_pairs(x[:, None]), _tied_pairs(y[:, None]), _tied_pairs(np.stack([x, y], axis=1))
-    if total in (tied_x, tied_y):
-        return float("nan")
-    difference = total - tied_x - tied_y + tied - 2 * _reversed_pairs(np.unique(y, return_inverse=True)[1])
-    return float(np.clip(difference / np.sqrt(total - tied_x) / np.sqrt(total - tied_y), -1.0, 1.0))
+    return float(np.clip(kendalltau(x, y).statistic, -1.0, 1.0))
 
 
 def rmse(predictions: ArrayLike, labels: ArrayLike) -> float:
@@ -82,8 +63,7 @@ def plcc_rows(predictions: Array, labels: Array) -> Array:
 
 def srcc_rows(predictions: Array, labels: Array) -> Array:
     """`srcc` of every row: two arrays [..., n] -> [...]."""
-    unknown = np.isnan(predictions).any(-1) | np.isnan(labels).any(-1)
-    return np.where(unknown, np.nan, plcc_rows(average_ranks(predictions), average_ranks(labels)))
+    return plcc_rows(rankdata(predictions, axis=-1), rankdata(labels, axis=-1))  # a NaN makes all ranks NaN
 
 
 def bootstrap_interval(
@@ -146,7 +126,7 @@ class Fit:
         if self.kind == "linear":
             return np.asarray(self.parameters[0] * x + self.parameters[1])
         b1, b2, b3, b4 = self.parameters
-        return np.asarray((b1 - b2) * _sigmoid((x - b3) / abs(b4)) + b2)
+        return np.asarray((b1 - b2) * expit((x - b3) / abs(b4)) + b2)
 
     @property
     def rising(self) -> bool:
@@ -159,10 +139,10 @@ def fit_logistic(predictions: ArrayLike, labels: ArrayLike) -> Fit:
 
     f(x) = (b1 - b2) / (1 + exp(-(x - b3) / abs(b4))) + b2
 
-    Levenberg-Marquardt from the usual start (b1, b2: largest and smallest label, b3: mean, b4: a quarter of the
-    standard deviation) and from the best of a coarse grid; the better end counts, so the usual start's bad local
-    minima do no harm.  b4 stays within 1/100 and 100 standard deviations of the predictions and b3 within 10 of
-    their mean: beyond, the curve is a step or a straight line and the parameters mean nothing.
+    The search begins at the best of a grid of b3 and b4: from the usual start (b1, b2: largest and smallest label,
+    b3: mean, b4: a quarter of the standard deviation) it often ends in a bad local minimum.  b4 stays within 1/100
+    and 100 standard deviations of the predictions and b3 within 10 of their mean: beyond, the curve is a step or a
+    straight line and the parameters mean nothing.
 
     Pairs with NaN or infinity are left out.  Never raises on values; `Fit.kind` says what could be fitted.
     """
@@ -180,8 +160,8 @@ def fit_logistic(predictions: ArrayLike, labels: ArrayLike) -> Fit:
             slope = height / spread * float(zx @ zy) / float(zx @ zx)
             fit = Fit("linear", (slope, middle - slope * centre))
         else:
-            b1, b2, b3, b4 = min((_descend(start, zx, zy) for start in _starts(zx, zy)), key=lambda end: end[1])[0]
-            numbers = (middle + height * b1, middle + height * b2, centre + spread * b3, spread * np.exp(b4))
+            b1, b2, b3, b4 = _fit_standardised(zx, zy)
+            numbers = (middle + height * b1, middle + height * b2, centre + spread * b3, spread * b4)
             fit = Fit("logistic", (float(numbers[0]), float(numbers[1]), float(numbers[2]), float(numbers[3])))
         return fit if np.isfinite(fit.parameters).all() else mean
 
@@ -201,57 +181,49 @@ def plcc_logistic(predictions: ArrayLike, labels: ArrayLike, fit: Fit | None = N
     return value if fit.rising else -value
 
 
-_LOWEST = np.array([-np.inf, -np.inf, -10.0, np.log(0.01)])
-_HIGHEST = np.array([np.inf, np.inf, 10.0, np.log(100.0)])
+def _fit_standardised(x: Array, y: Array) -> Array:
+    """b1, b2, b3, b4 of least squares for standardised x, y [n].
+
+    b1 and b2 enter linearly and are solved for at every step, so the search is one over b3 and log b4.
+    """
+
+    def squares(at: Array) -> tuple[float, Array]:
+        """Sum of squares with the best b1 and b2, and its gradient."""
+        b1, b2 = _solve_ends(at, x, y)
+        z = (x - at[0]) / np.exp(at[1])
+        curve = expit(z)
+        residual = (b1 - b2) * curve + b2 - y
+        slope = (b1 - b2) * curve * (1 - curve)  # d curve / dz
+        return float(residual @ residual), -2 * np.array([residual @ slope / np.exp(at[1]), residual @ (slope * z)])
+
+    bounds = [(-10.0, 10.0), (np.log(0.01), np.log(100.0))]
+    options = {"ftol": 1e-13, "gtol": 1e-9}
+    end = minimize(squares, _best_of_grid(x, y), jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    return np.array([*_solve_ends(end, x, y), end[0], np.exp(end[1])])
 
 
-def _starts(x: Array, y: Array) -> list[Array]:
-    """Start values b1, b2, b3, log b4 for standardised x, y [n]: the usual ones, and the best of a grid."""
-    falling = float(x @ y) < 0
-    usual = [y.min(), y.max()] if falling else [y.max(), y.min()]
-    best, least = np.zeros(4), np.inf
-    for b3 in np.quantile(x, [0.1, 0.3, 0.5, 0.7, 0.9]):
-        for b4 in (0.05, 0.25, 1.0, 4.0, 100.0):
-            curve = _sigmoid((x - b3) / b4)
-            shape = curve - curve.mean()
-            rise = float(shape @ y) / max(float(shape @ shape), 1e-300)  # b1 and b2 enter linearly: solved
-            b2 = float(y.mean() - rise * curve.mean())
-            error = float(np.sum((y - rise * curve - b2) ** 2))
-            if error < least:
-                best, least = np.array([b2 + rise, b2, b3, np.log(b4)]), error
-    return [np.array([*usual, 0.0, np.log(0.25)]), best]
+def _solve_ends(at: Array, x: Array, y: Array) -> tuple[float, float]:
+    """b1 and b2 of least squares for given b3 and log b4."""
+    curve = expit((x - at[0]) / np.exp(at[1]))
+    shape = curve - curve.mean()
+    rise = float(shape @ y) / max(float(shape @ shape), 1e-300)
+    low = float(y.mean() - rise * curve.mean())
+    return low + rise, low
 
 
-def _descend(b: Array, x: Array, y: Array) -> tuple[Array, float]:
-    """Levenberg-Marquardt; returns the parameters and their sum of squares, never above that of the start."""
-    damping, curve = 1e-3, _sigmoid((x - b[2]) / np.exp(b[3]))
-    residual = y - (b[0] - b[1]) * curve - b[1]
-    error = float(residual @ residual)
-    for _ in range(200):
-        slope = (b[0] - b[1]) * curve * (1 - curve)
-        jacobian = np.stack([curve, 1 - curve, -slope / np.exp(b[3]), -slope * (x - b[2]) / np.exp(b[3])], axis=1)
-        normal = jacobian.T @ jacobian
-        damped = normal + damping * np.diag(np.diag(normal) + 1e-9)
-        if not np.isfinite(damped).all():
-            break
-        new = np.clip(b + np.linalg.lstsq(damped, jacobian.T @ residual, rcond=None)[0], _LOWEST, _HIGHEST)
-        new_curve = _sigmoid((x - new[2]) / np.exp(new[3]))
-        new_residual = y - (new[0] - new[1]) * new_curve - new[1]
-        new_error = float(new_residual @ new_residual)
-        if new_error < error:
-            done = error - new_error < 1e-12 * error
-            b, curve, residual, error, damping = new, new_curve, new_residual, new_error, damping / 5
-            if done:
-                break
-        elif damping > 1e9:
-            break
-        else:
-            damping *= 4
-    return b, error
-
-
-def _sigmoid(z: Array) -> Array:
-    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * z))  # does not overflow
+def _best_of_grid(x: Array, y: Array) -> Array:
+    """b3 and log b4 with the least squares over a grid of both."""
+    b3 = np.quantile(x, np.linspace(0.02, 0.98, 41))  # [G]
+    best, least = np.zeros(2), np.inf
+    for b4 in (0.01, 0.03, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 100.0):
+        curves = expit((x - b3[:, None]) / b4)  # [G, n]
+        shapes = curves - curves.mean(axis=1, keepdims=True)
+        rises = shapes @ y / np.maximum((shapes**2).sum(axis=1), 1e-300)  # b1 - b2
+        errors = ((y - y.mean() - rises[:, None] * shapes) ** 2).sum(axis=1)
+        k = int(np.argmin(errors))
+        if errors[k] < least:
+            best, least = np.array([b3[k], np.log(b4)]), errors[k]
+    return best
 
 
 def _standard(values: Array) -> tuple[float, float]:
@@ -263,25 +235,3 @@ def _vectors(predictions: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"expected two vectors of one length, got {x.shape} and {y.shape}")
     return x, y
-
-
-def _tied_pairs(rows: Array) -> int:
-    """Number of pairs of equal rows [n, k]."""
-    counts = np.unique(rows, axis=0, return_counts=True)[1]
-    return int((counts * (counts - 1) // 2).sum())
-
-
-def _reversed_pairs(ranks: NDArray[np.int64]) -> int:
-    """Number of pairs i < j with ranks[i] > ranks[j]; ranks [n] are integers from 0 on.
-
-    Two ranks differ first in one bit: a pair is counted at it, inside the group that shares the bits above.
-    """
-    count = 0
-    for bit in reversed(range(int(ranks.max()).bit_length())):
-        group, one = ranks >> (bit + 1), (ranks >> bit) & 1  # sorted by group from the turn before
-        ones = np.cumsum(one)
-        start = np.searchsorted(group, group)
-        before = ones - ones[start] + one[start]
-        count += int(before[one == 0].sum())
-        ranks = ranks[np.argsort(ranks >> bit, kind="stable")]
-    return count

@@ -1,4 +1,4 @@
-"""The figures of stage 2: un-adapted, ridge regression and adapted, on the same rows."""
+"""The figures of an adaptation: un-adapted, ridge regression and adapted, on the same rows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from grmp_score.config import Preprocess
 from grmp_score.errors import ImageReadError
 from grmp_score.model.quality_clip import QualityCLIP, p_high
 from grmp_score.pipeline.inference import on_all_cores, parts_of
-from grmp_score.trainer.adapt.activations import Activations, Precision, computing, read_ahead
+from grmp_score.trainer.adapt.config import Precision
+from grmp_score.trainer.adapt.features import Activations, CropReader, computing, run_frozen
+from grmp_score.trainer.adapt.parameters import PROJECTION, SHIFT, on_image_side
 from grmp_score.trainer.adapt.ridge import Ridge
 from grmp_score.trainer.data.labels import Labels
 from grmp_score.trainer.evaluation import agreement
@@ -55,139 +56,128 @@ class Predictions:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class TestPart:
-    """What reading the test part gave.
+def mean_p_high(model: QualityCLIP, features: Tensor, text: Tensor | None = None) -> Array:
+    """p(high) of images [n]: mean over the features [n, P, D] of their crops.
 
-    Attributes:
-        predictions: for the images that could be read.
-        unscored: file name (results are published, folders are not), row and error of the others.
-        precision: that was computed in.
-        checked: largest difference from float32 of p(high) on the images scored both ways; None in float32.
+    ``text`` [2, D] are the features of the two classes; None takes those that the model has stored.
+    """
+    n, crops, width = features.shape
+    logits = model.quality_logits(features.reshape(-1, width).to(model.text_features.device), text)
+    mean: Array = p_high(logits).cpu().double().view(n, crops).mean(dim=1).numpy()
+    return mean
+
+
+#: p(high) of one image by the un-adapted model, the ridge regression and the adapted model.
+_Row = tuple[float, float, float]
+
+
+class Contenders:
+    """The three whose predictions are compared.
+
+    The frozen trunk, which both models share, is run once for both; where the closed form alone has changed the
+    image side, so are the blocks above it.
     """
 
-    __test__ = False  # not a test case of pytest's
+    def __init__(self, old: QualityCLIP, new: QualityCLIP, ridge: Ridge) -> None:
+        """Un-adapted model, adapted model, and a regression on the image features of the former."""
+        self.old, self.new, self.ridge = old, new, ridge
+        self._shift = _shift_of_pooled(old, new)
 
-    predictions: Predictions
-    unscored: list[dict[str, Any]]
-    precision: Precision
-    checked: float | None
+    def read_and_predict(
+        self, labels: Labels, reader: CropReader, precision: Precision, progress: Callable[[], None]
+    ) -> tuple[Predictions, dict[str, Any]]:
+        """Predictions for images that are read one by one, and how they were made, as results.json says it.
 
+        With ``precision="bfloat16"`` the first images are predicted in float32 too, as `Scorer` does, and all of
+        them are if p(high) differs by more than `TOLERANCE`.
 
-@torch.no_grad()
-def measure_test_part(
-    old: QualityCLIP,
-    new: QualityCLIP,
-    ridge: Ridge,
-    labels: Labels,
-    preprocess: Preprocess,
-    *,
-    precision: Precision,
-    workers: int,
-    progress: Callable[[int], None],
-) -> TestPart:
-    """Reads every image once; the frozen trunk, which both models share, is run once for both.
+        Args:
+            labels: the test part.
+            reader: how its images are read and cut.
+            precision: of the computing.
+            progress: called after every image.
 
-    With ``precision="bfloat16"`` the first images are scored in float32 too, as `Scorer` does, and all of them are
-    if a score differs by more than `TOLERANCE`.
+        Returns:
+            Predictions for the images that could be read; and ``unscored`` (file name, since results are published
+            and folders are not, row and error of the others), ``measured_in`` (the precision) and ``checked``
+            (largest difference from float32 of p(high) on the images scored both ways; None in float32).
+        """
+        checked = None
+        first = min(CHECKED, len(labels))
+        rows = self._read(labels.take(range(first)), reader, precision, progress)
+        if precision != "float32":
+            exact = self._read(labels.take(range(first)), reader, "float32", lambda: None)
+            pairs = [
+                (a, b) for a, b in zip(rows, exact, strict=True) if isinstance(a, tuple) and isinstance(b, tuple)
+            ]
+            checked = max((abs(a[k] - b[k]) for a, b in pairs for k in (0, 2)), default=None)
+            if checked is not None and checked > TOLERANCE:
+                precision, checked, rows = "float32", None, exact
+        rows += self._read(labels.take(range(first, len(labels))), reader, precision, progress)
+        readable = [i for i, row in enumerate(rows) if isinstance(row, tuple)]
+        unscored = [
+            {"path": labels.paths[i].name, "row": labels.rows[i], "error": row.reason}
+            for i, row in enumerate(rows)
+            if isinstance(row, ImageReadError)
+        ]
+        predictions = _predictions(labels.take(readable), [row for row in rows if isinstance(row, tuple)])
+        return predictions, {"unscored": unscored, "measured_in": precision, "checked": checked}
 
-    Args:
-        old: un-adapted model.
-        new: adapted model.
-        ridge: regression on the un-adapted image features.
-        labels: the test part.
-        preprocess: of the scorer.
-        precision: of the computing.
-        workers: threads that read images.
-        progress: called with 1 after every image.
-    """
-    device = old.text_features.device
-    rows: list[tuple[float, float, float]] = []
-    readable, unscored, differences = [], [], []
-
-    shift = _shift(old, new)
-
-    def features_of(patches: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
-        """Un-adapted and adapted image features."""
-        with computing(device, precision):
-            tokens = old.image.trunk(patches)
-            pooled = old.image.pool(tokens)
-            before = old.image.project(pooled).float()
-            pooled = new.image.pool(tokens) if shift is None else pooled + shift
-            return before, new.image.project(pooled).float()
-
-    def score(patches: Tensor, precision: Precision) -> tuple[float, float, float]:
-        made = on_all_cores(lambda part: features_of(part, precision), parts_of(patches, device))
-        before, after = (torch.cat(column) for column in zip(*made, strict=True))
-        regressed = float(ridge(before.cpu().double().mean(dim=0).numpy()))
-        return mean_p_high(old, before), regressed, mean_p_high(new, after)
-
-    for i, patches in enumerate(read_ahead(labels.paths, preprocess, workers)):
-        if isinstance(patches, ImageReadError):
-            unscored.append({"path": labels.paths[i].name, "row": labels.rows[i], "error": patches.reason})
-        else:
-            patches = patches.to(device)
-            rows.append(score(patches, precision))
-            readable.append(i)
-            if precision != "float32" and len(rows) <= CHECKED:
-                exact = score(patches, "float32")
-                differences += [abs(rows[-1][k] - exact[k]) for k in (0, 2)]
-                if max(differences) > TOLERANCE:
-                    precision, rows[-1] = "float32", exact
-                    rows[:-1] = [
-                        score(again.to(device), precision)
-                        for again in read_ahead([labels.paths[k] for k in readable[:-1]], preprocess, workers)
-                        if isinstance(again, Tensor)
-                    ]
-        progress(1)
-    columns = np.array(rows, dtype=np.float64).reshape(-1, 3).T
-    predictions = Predictions(labels.take(readable), columns[0], columns[1], columns[2])
-    checked = max(differences) if differences and precision != "float32" else None
-    return TestPart(predictions, unscored, precision, checked)
-
-
-@torch.no_grad()
-def measure_kept(
-    old: QualityCLIP, new: QualityCLIP, ridge: Ridge, labels: Labels, activations: Activations
-) -> TestPart:
-    """As `measure_test_part`, from activations of the un-adapted model; in float32.
-
-    Args:
-        old, new, ridge, labels: as there.
-        activations: of these labels, with tokens, or with pooled features where no block was tuned.
-    """
-    device, shift, plain = old.text_features.device, _shift(old, new), activations.plain
-    rows = []
-    for i, features in enumerate(activations.features[:, :plain]):
-        before = features.to(device)
-        after = before
-        if shift is None:
-            assert activations.tokens is not None
-            after = new.image.head(activations.tokens[i, :plain].to(device, torch.float32))
-        elif activations.pooled is not None:
-            after = new.image.project(activations.pooled[i, :plain].to(device, torch.float32) + shift)
-        rows.append(
-            (
-                mean_p_high(old, before),
-                float(ridge(features.double().mean(dim=0).numpy())),
-                mean_p_high(new, after),
+    def predict(self, labels: Labels, activations: Activations) -> tuple[Predictions, dict[str, Any]]:
+        """The same in float32 from activations of the un-adapted model: no image is read."""
+        rows = []
+        for i, features in enumerate(activations.features[:, : activations.plain]):
+            tokens, pooled = (
+                None if kept is None else kept[i, : activations.plain].float()
+                for kept in (activations.tokens, activations.pooled)
             )
-        )
-    columns = np.array(rows, dtype=np.float64).reshape(-1, 3).T
-    return TestPart(Predictions(labels, columns[0], columns[1], columns[2]), [], "float32", None)
+            rows.append(self._row(features, tokens, pooled, "float32"))
+        return _predictions(labels, rows), {"unscored": [], "measured_in": "float32", "checked": None}
+
+    def _read(
+        self, labels: Labels, reader: CropReader, precision: Precision, progress: Callable[[], None]
+    ) -> list[_Row | ImageReadError]:
+        rows: list[_Row | ImageReadError] = []
+        for crops in reader.read(labels.paths):
+            if isinstance(crops, ImageReadError):
+                rows.append(crops)
+            else:
+                tokens, pooled, features, _ = run_frozen(self.old, crops, precision)
+                rows.append(self._row(features, tokens, pooled, precision))
+            progress()
+        return rows
+
+    @torch.no_grad()
+    def _row(self, features: Tensor, tokens: Tensor | None, pooled: Tensor | None, precision: Precision) -> _Row:
+        """Of one image, from what the un-adapted model makes of its P crops: features [P, D], tokens, pooled."""
+        device, after = self.old.text_features.device, features
+
+        def adapted_features(tokens: Tensor) -> Tensor:
+            with computing(device, precision):
+                return self.new.image.head(tokens).float()
+
+        if self._shift is None:
+            assert tokens is not None
+            after = torch.cat(on_all_cores(adapted_features, parts_of(tokens.to(device), device)))
+        elif pooled is not None:
+            with computing(device, precision):
+                after = self.new.image.project(pooled.to(device) + self._shift).float()
+        before, adapted = mean_p_high(self.old, features[None]), mean_p_high(self.new, after[None])
+        ridge = self.ridge(features.cpu().double().mean(dim=0).numpy())
+        return float(before[0]), float(ridge), float(adapted[0])
 
 
-def _shift(old: QualityCLIP, new: QualityCLIP) -> Tensor | None:
-    """What the new bias of ``ln_post`` adds to the pooled features, where all below it is the same in both."""
-    theirs, bias = dict(new.named_parameters()), "clip.visual.ln_post.bias"
+def _predictions(labels: Labels, rows: list[_Row]) -> Predictions:
+    before, ridge, after = np.array(rows, dtype=np.float64).reshape(-1, 3).T
+    return Predictions(labels, before, ridge, after)
+
+
+def _shift_of_pooled(old: QualityCLIP, new: QualityCLIP) -> Tensor | None:
+    """What the new bias of ``ln_post`` adds to the pooled features; None where anything below it differs."""
+    theirs = dict(new.named_parameters())
     for name, value in old.named_parameters():
-        below = name.startswith(("clip.visual.", "visual_prompts.")) and name not in ("clip.visual.proj", bias)
+        below = on_image_side(name) and name not in (PROJECTION, SHIFT)
         if below and not torch.equal(value, theirs[name]):
             return None
     shift: Tensor = new.clip.visual.ln_post.bias - old.clip.visual.ln_post.bias
     return shift
-
-
-def mean_p_high(model: QualityCLIP, features: Tensor) -> float:
-    """p(high) of one image with the stored text features: mean over the features [P, D] of its crops."""
-    return p_high(model.quality_logits(features)).cpu().double().mean().item()

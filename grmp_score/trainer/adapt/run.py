@@ -1,39 +1,39 @@
-"""Stage 2 from start to finish: a scorer and somebody's labels in, a new scorer and honest numbers out."""
+"""An adaptation from start to finish: a scorer and somebody's labels in, a new scorer and honest figures out."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from grmp_score.errors import ConfigError
+from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.scorer import Scorer
-from grmp_score.trainer.adapt.activations import (
+from grmp_score.trainer.adapt.checkpoint import Checkpoint, identity_of
+from grmp_score.trainer.adapt.config import FewShotConfig, HistoryRow, Progress
+from grmp_score.trainer.adapt.features import (
     Activations,
-    Precision,
+    CropReader,
     compute_activations,
     native_precision,
     teacher_of,
 )
-from grmp_score.trainer.adapt.crossval import Fold, Plan, choose_epochs, join, make_folds, steps_to_come, summary
-from grmp_score.trainer.adapt.fewshot import FewShotConfig as FewShotConfig
-from grmp_score.trainer.adapt.fewshot import HistoryRow as HistoryRow
-from grmp_score.trainer.adapt.fewshot import Progress as Progress
-from grmp_score.trainer.adapt.measure import Predictions as Predictions
-from grmp_score.trainer.adapt.measure import TestPart, mean_p_high, measure_kept, measure_test_part
-from grmp_score.trainer.adapt.phases import Phase, phases_of
-from grmp_score.trainer.adapt.ridge import Ridge, fit_ridge
-from grmp_score.trainer.adapt.session import Result, Session, identity_of
-from grmp_score.trainer.adapt.tuning import Array, Curves, Training
+from grmp_score.trainer.adapt.folds import Fold, all_rows, join_held_out, make_folds
+from grmp_score.trainer.adapt.measure import Contenders, Predictions, mean_p_high
+from grmp_score.trainer.adapt.optimizer import stages_of
+from grmp_score.trainer.adapt.parameters import closed_form_names, set_values, values_of
+from grmp_score.trainer.adapt.ridge import fit_ridge
+from grmp_score.trainer.adapt.train import Trainer, Validation, summary
 from grmp_score.trainer.data.labels import Labels, draw_shots
 from grmp_score.trainer.evaluation import MIN_ROWS
-from grmp_score.weights.folder import adapter_of
+from grmp_score.weights.folder import Weights, adapter_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Adapted:
             ``training["stage_2_earlier"]``, oldest first, that of adaptations the start model is itself the result
             of) and ``results``.
         results: JSON-ready, the same as ``scorer.config.results``.  ``before``, ``ridge`` and ``after`` are
-            `protocol.Agreement.as_dict` of the un-adapted scorer, of the ridge regression on its image features
+            `evaluation.Agreement.as_dict` of the un-adapted scorer, of the ridge regression on its image features
             and of the new scorer, all on the rows that ``measured_on`` names: ``"test"``, or
             ``"cross-validation"`` (too few rows left for testing: out-of-fold predictions for the shots; the number
             of epochs was chosen on the same folds, so ``after`` flatters a little), or None (neither; the three
@@ -90,257 +90,166 @@ def adapt(
         resume: continue from the checkpoint in ``work``, if there is one, to the same weights as a run that was
             never stopped.
         progress: called after every image and every step; what it raises stops the run like Ctrl-C.
-        activations: of all rows of ``labels`` and this scorer, from `activations.compute_activations`, where many
+        activations: of all rows of ``labels`` and this scorer, from `features.compute_activations`, where many
             draws from the same labels are to be compared; no image is read then.
 
     Raises:
         DataError: a training image cannot be read (file and row are named), or there are too few labels.
         ConfigError: a setting, or the checkpoint is of another run.
-        GrmpScoreError: the loss became NaN or infinite; fold and step are named.
+        TrainingDivergedError: the loss became NaN or infinite; fold and step are named.
+        GrmpScoreError: there is no room for the activations.
     """
     if resume and work is None:
         raise ConfigError("a run without a work folder has no checkpoint to continue from")
-    if activations is not None and test is not None:
-        raise ConfigError("activations are those of the labels, not of a test part of its own")
+    if activations is not None:
+        if test is not None:
+            raise ConfigError("activations are those of the labels, not of a test part of its own")
+        activations.check(len(labels), config)
+    report = progress or (lambda _: None)
     folder = None if work is None else Path(work)
-    return _Run(scorer, labels, config, test, folder, progress or (lambda _: None), activations).adapt(resume)
 
+    # 1. Rows to train on, rows to test on, and the folds of a cross-validation on the former.
+    drawn, rest = np.arange(len(labels)), np.arange(0)
+    if config.shots is not None:
+        drawn, rest = draw_shots(labels.scores, config.shots, config.seed)
+        test = labels.take(rest) if test is None and len(rest) >= MIN_ROWS else test
+    shots = labels.take(drawn)
+    folds, everything = make_folds(shots, config.folds, config.seed), all_rows(shots)
 
-class _Run:
-    """One call of `adapt`: what its steps share."""
-
-    def __init__(
-        self,
-        scorer: Scorer,
-        labels: Labels,
-        config: FewShotConfig,
-        test: Labels | None,
-        work: Path | None,
-        report: Callable[[Progress], None],
-        kept: Activations | None,
-    ) -> None:
-        self.scorer, self.config, self.work, self.report = scorer, config, work, report
-        chosen, rest, self.kept = np.arange(len(labels)), np.arange(0), kept
-        if config.shots is not None:
-            chosen, rest = draw_shots(labels.scores, config.shots, config.seed)
-            test = labels.take(rest) if test is None and len(rest) >= MIN_ROWS else test
-        self.shots, self.test = labels.take(chosen), test
-        self.rows = {"shots": chosen, "test": rest}
-        self.folds = make_folds(self.shots, config.folds, config.seed)
-        self.start = dataclasses.replace(
-            scorer.weights, config=dataclasses.replace(scorer.config, preprocess=scorer.preprocess)
+    # 2. A copy of the model, and what the parts of it that stay frozen make of the images.
+    weights = dataclasses.replace(
+        scorer.weights, config=dataclasses.replace(scorer.config, preprocess=scorer.preprocess)
+    )
+    model = weights.build().to(scorer.device).requires_grad_(False)
+    precision = native_precision(scorer.device) if config.precision == "auto" else config.precision
+    stages = stages_of(model, config)
+    trained = [
+        *(closed_form_names(model) if config.fits_head else []),
+        *(n for stage in stages for n in stage.names),
+    ]
+    start = values_of(model, trained)
+    reader = CropReader.of(scorer)
+    identity = {}
+    if folder is not None:
+        computing = {**reader.settings, "precision": precision, "device": scorer.device.type}
+        identity = identity_of(config, shots, model.state_dict(), computing)
+    checkpoint = Checkpoint(folder, identity, config.checkpoint_seconds, resume=resume)
+    teacher, teacher_name = teacher_of(weights) if config.uses_qgr else (None, None)
+    if activations is None:
+        images = itertools.count(1)
+        kept = compute_activations(
+            model,
+            shots,
+            reader if config.crops_per_image is None else reader.with_patches(config.crops_per_image),
+            teacher=None if teacher is None else teacher.to(scorer.device),
+            flips=config.flips,
+            keep_tokens=any(stage.image_side for stage in stages),
+            keep_pooled=config.fits_head,
+            dtype=getattr(torch, config.cache_dtype),
+            precision=precision,
+            cache_bytes=config.cache_bytes,
+            folder=folder,
+            progress=lambda _: report(Progress("reading", next(images), len(shots))),
         )
-        self.model = self.start.build().to(scorer.device).requires_grad_(False)
-        self.phases = phases_of(self.model, config)
-        names = {name for phase in self.phases for name in phase.names}
-        self.start_values = {n: p.detach().clone() for n, p in self.model.named_parameters() if n in names}
-        self._cv_steps = self._steps_finished = 0
-        self.precision: Precision = (
-            native_precision(scorer.device) if config.precision == "auto" else config.precision
-        )
+    else:
+        kept, teacher_name = activations.take(drawn), "given with the activations"
 
-    def adapt(self, resume: bool) -> Adapted:
-        session = self._session(resume)
-        frozen, teacher = self._read()
-        features = frozen.features[:, : frozen.plain].double().mean(dim=1).numpy()  # [n, D]
-        device = self.scorer.device
-        before = np.array([mean_p_high(self.model, f[: frozen.plain].to(device)) for f in frozen.features])
-        plan: Plan = [(phase, phase.epochs) for phase in self.phases]
-        cross_validation, predictions = None, None
-        if self.folds:
-            plan, cross_validation, predictions = self._cross_validate(session, frozen, features, before)
-        everything = Fold(None, np.arange(len(self.shots)), np.arange(0), self.shots)
-        adapter = self._finish(self._train(session, frozen, everything, plan, "final").parameters)
-        results: dict[str, Any] = {"measured_on": None, "before": None, "ridge": None, "after": None}
-        results |= {"n_test": 0, "unscored": [], "measured_in": self.precision, "checked": None}
-        if self.test is not None:
-            part = self._test(fit_ridge(features, everything.targets))
-            predictions = part.predictions
-            results |= {
-                "measured_on": "test",
-                "n_test": len(predictions.labels),
-                "unscored": part.unscored,
-                "measured_in": part.precision,
-                "checked": part.checked,
-            }
-        elif predictions is not None:
-            results["measured_on"] = "cross-validation"
-        if predictions is not None:
-            results |= predictions.figures(self.config.seed)
-        results |= {
-            "cross_validation": cross_validation,
-            "chosen": {phase.name: epochs for phase, epochs in plan},
-            "shots": len(self.shots),
-            "seed": self.config.seed,
-            "precision": self.precision,
-        }
-        old = self.start.config
-        config = dataclasses.replace(
-            old,
-            name=f"{old.name}-adapted",
-            label_scale=everything.scale,
-            reference_percentiles={},  # those of the un-adapted model
-            training=_with_stage_2(old.training, self._provenance(teacher)),
-            results=results,
-        )
-        return Adapted(
-            Scorer(
-                dataclasses.replace(self.start, config=config, adapter=adapter, origin=config.name),
-                device=str(self.scorer.device),
-                batch_size=self.scorer.batch_size,
-                workers=self.scorer.workers,
-            ),
-            results,
-            _without_repetitions(session.history),
-            predictions,
-        )
+    # 3. Training: on the folds, to choose the number of epochs, then on everything.
+    before = mean_p_high(model, kept.features[:, : kept.plain])
+    trainer = Trainer(model, start, kept, config, checkpoint, precision=precision, report=report)
+    cross_validation, predictions = None, None
+    if folds:
+        validation = trainer.cross_validate(folds, stages)
+        stages = validation.stages
+        cross_validation, predictions = _validated(validation, folds, shots, kept.mean_features, before)
+    values = trainer.train(everything, stages)
+    adapter = _finish(model, values, scorer.weights)
 
-    # ------------------------------------------------------------------ before
-
-    def _session(self, resume: bool) -> Session:
-        where = {"precision": self.precision, "device": self.scorer.device.type}
-        preprocess = dataclasses.asdict(self.scorer.preprocess)
-        return Session(
-            self.work,
-            identity_of(self.config, self.shots, self.model.state_dict(), {**where, "preprocess": preprocess}),
-            resume=resume,
-            checkpoint_seconds=self.config.checkpoint_seconds,
-            on_row=self._on_row,
-        )
-
-    def _read(self) -> tuple[Activations, str | None]:
-        """Activations of the shots, and what the semantic teacher is."""
-        teacher, kind = None, None
-        if self.kept is not None:
-            return self.kept.take(self.rows["shots"]), "given with the activations"
-        if self.config.uses_qgr:
-            teacher, original = teacher_of(self.start)
-            teacher = teacher.to(self.scorer.device)
-            kind = "original backbone" if original else "start model without visual prompts"
-        preprocess = self.scorer.preprocess
-        if self.config.crops_per_image is not None:
-            preprocess = preprocess.with_patches(self.config.crops_per_image)
-        frozen = compute_activations(
-            self.model,
-            self.shots,
-            preprocess,
-            teacher=teacher,
-            flips=self.config.flips,
-            keep_tokens=any(phase.image_side for phase in self.phases if phase.name == "all"),
-            keep_pooled=self.config.fits_head,
-            dtype=getattr(torch, self.config.cache_dtype),
-            precision=self.precision,
-            cache_bytes=self.config.cache_bytes,
-            folder=self.work,
-            workers=self.scorer.workers,
-            progress=self._counter("reading", len(self.shots)),
-        )
-        return frozen, kind
-
-    # ---------------------------------------------------------------- training
-
-    def _train(self, session: Session, frozen: Activations, fold: Fold, plan: Plan, name: str) -> Result:
-        def make(seconds: float) -> Training:
-            return Training(
-                self.model,
-                self.start_values,
-                frozen,
-                fold.targets,
-                self.config,
-                fold=fold.number,
-                rows=fold.rows,
-                held_out=fold.held_out,
-                plan=plan,
-                precision=self.precision,
-                seconds=seconds,
+    # 4. Figures, on the test part if there is one: it is read now, when everything is fixed.
+    results: dict[str, Any] = {"measured_on": None if predictions is None else "cross-validation", "n_test": 0}
+    results |= {"unscored": [], "measured_in": precision, "checked": None}
+    if test is not None:
+        contenders = Contenders(scorer.model, model, fit_ridge(kept.mean_features, everything.targets))
+        if activations is None:
+            images, n = itertools.count(1), len(test)
+            predictions, how = contenders.read_and_predict(
+                test, reader, precision, lambda: report(Progress("testing", next(images), n))
             )
-
-        self._steps_finished = sum(row.loss is not None for row in session.history)
-        return session.run(name, make, keep=fold.number is None)
-
-    def _cross_validate(
-        self, session: Session, frozen: Activations, features: Array, before: Array
-    ) -> tuple[Plan, dict[str, Any], Predictions]:
-        """How many epochs of every phase to train, the figures of it, and the out-of-fold predictions."""
-
-        def train(fold: Fold, plan: Plan, phase: Phase) -> Curves:
-            self._cv_steps = steps_to_come(self.folds, self.phases, plan[:-1], self.config.batch_size)
-            return self._train(session, frozen, fold, plan, f"{phase.name}-{fold.number}").curves
-
-        choice = choose_epochs(self.folds, self.phases, train)
-        ridge = [fit_ridge(features[f.rows], f.targets[f.rows])(features[f.held_out]) for f in self.folds]
-        figures = {
-            **summary(choice.held_out, self.folds),
-            "folds": len(self.folds),
-            "before": summary([before[fold.held_out] for fold in self.folds], self.folds),
-            "ridge": summary(ridge, self.folds),
-            "curves": choice.curves,
-        }
-        joined = [join(of_folds, self.folds, self.shots) for of_folds in (ridge, choice.held_out)]
-        return choice.plan, figures, Predictions(self.shots, before, *joined)
-
-    # ------------------------------------------------------------------- after
-
-    @torch.no_grad()
-    def _finish(self, tuned: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Puts the tuned values into the model and returns the adapter.
-
-        Trained blocks are stored in float32: next to float16's steps many of SGD's changes are too small to
-        survive.  Big tensors of the start model's own adapter that were not trained stay part of it.
-        """
-        blocks = [name for name in tuned if name.startswith("clip.")]
-        for name, parameter in self.model.named_parameters():
-            if name in tuned:
-                parameter.copy_(tuned[name])
-        self.model.refresh_text()
-        kept = {k: v for k, v in self.start.adapter.items() if k.startswith("clip.")}
-        return {**kept, **adapter_of(self.model, blocks, dtype=torch.float32)}
-
-    def _test(self, ridge: Ridge) -> TestPart:
-        assert self.test is not None
-        if self.kept is not None:
-            return measure_kept(self.scorer.model, self.model, ridge, self.test, self.kept.take(self.rows["test"]))
-        return measure_test_part(
-            self.scorer.model,
-            self.model,
-            ridge,
-            self.test,
-            self.scorer.preprocess,
-            precision=self.precision,
-            workers=self.scorer.workers,
-            progress=self._counter("testing", len(self.test)),
-        )
-
-    def _provenance(self, teacher: str | None) -> dict[str, Any]:
-        return {
-            "method": _method(self.config),
-            "start": self.start.config.name,
-            "labels": self.shots.source.name,
-            "shots": len(self.shots),
-            "seed": self.config.seed,
-            "teacher": teacher,
-            "trained_parameters": sum(value.numel() for value in self.start_values.values()),
-            "settings": dataclasses.asdict(self.config),
-        }
-
-    # ---------------------------------------------------------------- progress
-
-    def _counter(self, stage: Literal["reading", "testing"], total: int) -> Callable[[int], None]:
-        done = 0
-
-        def count(more: int) -> None:
-            nonlocal done
-            done += more
-            self.report(Progress(stage, done, total))
-
-        return count
-
-    def _on_row(self, training: Training, row: HistoryRow) -> None:
-        if row.fold is None:
-            self.report(Progress("training", training.steps_done, training.steps, row))
         else:
-            done = self._steps_finished + training.steps_done
-            self.report(Progress("cross-validation", done, self._cv_steps, row))
+            predictions, how = contenders.predict(test, activations.take(rest))
+        results |= {"measured_on": "test", "n_test": len(predictions.labels), **how}
+    figures = (
+        dict.fromkeys(("before", "ridge", "after")) if predictions is None else predictions.figures(config.seed)
+    )
+    results |= {
+        **figures,
+        "cross_validation": cross_validation,
+        "chosen": {**({"head": 1} if config.fits_head else {}), **{stage.name: stage.stop for stage in stages}},
+        "shots": len(shots),
+        "seed": config.seed,
+        "precision": precision,
+    }
+
+    # 5. The new scorer.
+    provenance = {
+        "method": _method(config),
+        "start": scorer.config.name,
+        "labels": shots.source.name,
+        "shots": len(shots),
+        "seed": config.seed,
+        "teacher": teacher_name,
+        "trained_parameters": sum(value.numel() for value in start.values()),
+        "settings": dataclasses.asdict(config),
+    }
+    new_config = dataclasses.replace(
+        weights.config,
+        name=f"{scorer.config.name}-adapted",
+        label_scale=shots.scale,
+        reference_percentiles={},  # those of the un-adapted model
+        training=_with_stage_2(scorer.config.training, provenance),
+        results=results,
+    )
+    adapted = dataclasses.replace(weights, config=new_config, adapter=adapter, origin=new_config.name)
+    # The number of patches is now the weights' own.
+    new_scorer = Scorer(adapted, dataclasses.replace(scorer.options, patches=None))
+    return Adapted(new_scorer, results, checkpoint.history, predictions)
+
+
+def _validated(
+    validation: Validation, folds: Sequence[Fold], shots: Labels, features: np.ndarray, before: np.ndarray
+) -> tuple[dict[str, Any], Predictions]:
+    """Figures of a cross-validation, and its out-of-fold predictions for all shots.
+
+    Args:
+        validation: what it gave.
+        folds: its folds.
+        shots: all rows.
+        features: un-adapted image features [n, D].
+        before: p(high) [n] by the un-adapted model.
+    """
+    ridge = [fit_ridge(features[f.rows], f.targets[f.rows])(features[f.held_out]) for f in folds]
+    figures = {
+        **summary(validation.held_out, folds),
+        "folds": len(folds),
+        "before": summary([before[fold.held_out] for fold in folds], folds),
+        "ridge": summary(ridge, folds),
+        "curves": validation.curves,
+    }
+    joined = [join_held_out(of_folds, folds, shots) for of_folds in (ridge, validation.held_out)]
+    return figures, Predictions(shots, before, *joined)
+
+
+def _finish(model: QualityCLIP, values: Mapping[str, Tensor], start: Weights) -> dict[str, Tensor]:
+    """Puts the trained values into the model and returns its adapter.
+
+    Trained blocks are stored in float32: next to float16's steps many of SGD's changes are too small to survive.
+    Big tensors of the start model's own adapter that were not trained stay part of it.
+    """
+    set_values(model, values)
+    model.refresh_text()
+    kept = {name: tensor for name, tensor in start.adapter.items() if name.startswith("clip.")}
+    blocks = [name for name in values if name.startswith("clip.")]
+    return {**kept, **adapter_of(model, blocks, dtype=torch.float32)}
 
 
 def _with_stage_2(training: Mapping[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
@@ -358,11 +267,3 @@ def _method(config: FewShotConfig) -> str:
         return descent
     exact = "Bayesian regression of the quality direction"
     return exact if config.train == "head" or not config.epochs else f"{exact}, then {descent}"
-
-
-def _without_repetitions(rows: list[HistoryRow]) -> tuple[HistoryRow, ...]:
-    """The cross-validation of a phase repeats those before it; rows of it that were there already are left out."""
-    first: dict[tuple[object, ...], HistoryRow] = {}
-    for row in rows:
-        first.setdefault((row.fold, row.phase, row.step, row.loss is None), row)
-    return tuple(first.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from grmp_score.config import LabelScale
-from grmp_score.errors import DataError, ImageReadError
-from grmp_score.images.read import read_image
+from grmp_score.errors import DataError
 from grmp_score.trainer.data.raters import RATER_COLUMN, read_ratings
 from grmp_score.trainer.data.tables import Table, read_table, shown
 
@@ -152,24 +151,6 @@ def read_labels(
         raters=raters,
         ratings=ratings,
     )
-
-
-def check_images(labels: Labels, progress: Callable[[int], None] | None = None) -> None:
-    """Decodes every image once; `DataError` names the first that cannot be read, and how many there are."""
-    broken = []
-    for number, path in zip(labels.rows, labels.paths, strict=True):
-        try:
-            read_image(path)
-        except ImageReadError as error:
-            broken.append(f"row {number}: {shown(str(path))}: {error.reason}")
-        if progress is not None:
-            progress(1)
-    if broken:
-        raise DataError(
-            f"{len(broken)} of {len(labels)} images cannot be read, first {broken[0]}",
-            path=labels.source,
-            hint="Replace the files, or remove their rows",
-        )
 
 
 def draw_shots(scores: ArrayLike, shots: int, seed: int) -> tuple[Indices, Indices]:

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from grmp_score import weights
 from grmp_score.config import ModelConfig, PromptConfig
-from grmp_score.errors import GrmpScoreError, MissingExtraError, WeightsError
+from grmp_score.errors import GrmpScoreError, WeightsError
 from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.pipeline.inference import pick_device
 from grmp_score.scorer import Scorer
@@ -162,26 +161,3 @@ def write_log(rows: Sequence[LogRow], path: Path) -> None:
         writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(LogRow)])
         writer.writeheader()
         writer.writerows(dataclasses.asdict(row) for row in rows)
-
-
-def plot_log(folder: str | Path) -> Path:
-    """Draws support and query loss against outer steps, from a run's ``log.csv`` to its ``log.png``.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("the plot of the run", "matplotlib", "train") from error
-    folder = Path(folder)
-    log = np.atleast_1d(np.genfromtxt(folder / LOG, delimiter=",", names=True, encoding="utf-8"))
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(log["step"], log["support_loss"], label="support (before the inner step)", linewidth=1)
-    axes.plot(log["step"], log["query_loss"], label="query (at the adapted parameters)", linewidth=1)
-    axes.set(xlabel="outer step", ylabel="binary cross-entropy (eq. 3)", title="Stage 1")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(folder / PLOT, dpi=120)
-    return folder / PLOT

@@ -12,13 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from grmp_score.config import ModelConfig
+from grmp_score.config import ModelConfig, Preprocess
 from grmp_score.errors import DataError, GrmpScoreError, ImageReadError
 from grmp_score.images.read import read_image
 from grmp_score.model.patches import make_patches
 from grmp_score.model.quality_clip import QualityCLIP
-from grmp_score.trainer.adapt import activations
-from grmp_score.trainer.adapt.activations import compute_activations, native_precision, read_ahead, teacher_of
+from grmp_score.trainer.adapt.features import (
+    Activations,
+    CropReader,
+    compute_activations,
+    native_precision,
+    teacher_of,
+)
 from grmp_score.trainer.data.labels import Labels
 from grmp_score.weights.folder import Weights
 
@@ -38,10 +43,10 @@ def model(tiny_weights: Weights) -> QualityCLIP:
     return tiny_weights.build().requires_grad_(False)
 
 
-def compute(model: QualityCLIP, labels: Labels, **settings: Any) -> activations.Activations:
+def compute(model: QualityCLIP, labels: Labels, **settings: Any) -> Activations:
     """In float32 and without a teacher unless said otherwise."""
     settings = {"teacher": None, "dtype": torch.float32, **settings}
-    return compute_activations(model, labels, model.config.preprocess, **settings)
+    return compute_activations(model, labels, CropReader(model.config.preprocess), **settings)
 
 
 def test_everything_equals_the_model_on_the_scorers_own_crops(
@@ -142,10 +147,10 @@ def test_bfloat16_is_near_float32(model: QualityCLIP, labels: Labels) -> None:
 
 def test_images_are_read_in_order_with_errors_as_values(labels: Labels) -> None:
     """Whatever the number of threads."""
-    preprocess = dataclasses.replace(activations.Preprocess(), patch_size=32, patches=2)
+    preprocess = Preprocess(patch_size=32, patches=2)
     labels.paths[1].write_bytes(b"")
     for workers in (1, 3):
-        read = list(read_ahead(labels.paths, preprocess, workers))
+        read = list(CropReader(preprocess, workers=workers).read(labels.paths))
         assert [isinstance(r, ImageReadError) for r in read] == [False, True, False, False, False]
         last = read[4]
         assert isinstance(last, torch.Tensor)
@@ -165,8 +170,8 @@ def test_the_teacher_is_the_original_encoder_without_prompts(tiny_weights: Weigh
     """Where the weights hold original and tuned blocks, the teacher has the original ones."""
     original = randomise(QualityCLIP(tiny_weights.config), seed=5).clip.state_dict()
     both = dataclasses.replace(tiny_weights, backbone=original)
-    teacher, is_original = teacher_of(both)
-    assert is_original and teacher.visual_prompts is None
+    teacher, what = teacher_of(both)
+    assert what == "original backbone" and teacher.visual_prompts is None
     assert all(torch.equal(teacher.clip.state_dict()[k], v) for k, v in original.items())
     torch.testing.assert_close(teacher.scene_features, teacher.encode_scenes())
     assert not any(p.requires_grad for p in teacher.parameters())
@@ -176,8 +181,8 @@ def test_the_teacher_is_the_original_encoder_without_prompts(tiny_weights: Weigh
 
 def test_a_teacher_without_originals_says_so(tiny_weights: Weights) -> None:
     """Weights that hold only the adapted blocks lend those."""
-    teacher, is_original = teacher_of(tiny_weights)
-    assert not is_original
+    teacher, what = teacher_of(tiny_weights)
+    assert what == "start model without visual prompts"
     student = tiny_weights.build()
     for name, value in student.clip.state_dict().items():
         np.testing.assert_array_equal(teacher.clip.state_dict()[name].numpy(), value.numpy())
@@ -193,8 +198,7 @@ def test_a_teacher_with_the_same_image_tower_is_not_run_again(
     original = {k.removeprefix("clip."): v for k, v in originals.items()}
     own = {k: v for k, v in weights.adapter.items() if not k.startswith("clip.")}
     weights = dataclasses.replace(weights, backbone=original, adapter=own)
-    model, (teacher, is_original) = weights.build().requires_grad_(False), teacher_of(weights)
-    assert is_original
+    model, (teacher, _) = weights.build().requires_grad_(False), teacher_of(weights)
     separately = torch.stack(
         [
             teacher.scene_logits(teacher.image(make_patches(read_image(p), config.preprocess))).softmax(-1)

@@ -1,26 +1,35 @@
-"""The first phase of stage 2, in closed form: a few labels turn the quality direction of the image features.
+"""The default adaptation, in closed form: a few labels turn the quality direction of the image features.
 
 Not part of the paper, whose stage 2 is gradient descent from the pre-trained prompts.  With a hundred labels the
 most that can be learned lies in a linear function of the image features near the one that the prompts give, and
 that has an exact solution: Bayesian linear regression whose mean is the un-adapted model.  It is written into
 `visual.proj` (two directions of the features change), the bias of `ln_post` and, where the two quality prompts are
-close together, `text_projection`, so the result is a model like any other, and gradient descent goes on from there.
+close together, `text_projection`, so the result is a model like any other, and gradient descent can go on from it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import ndtri
+from scipy.stats import rankdata
 from torch import Tensor
 
+from grmp_score.model.quality_clip import QualityCLIP
+from grmp_score.trainer.adapt.parameters import (
+    PROJECTION,
+    SHIFT,
+    TEXT_PROJECTION,
+    closed_form_names,
+    set_values,
+    values_of,
+)
 from grmp_score.trainer.adapt.ridge import fit_ridge
-from grmp_score.trainer.metrics import average_ranks
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 
 #: Least number of images: two coefficients are free.
 MIN_IMAGES = 4
@@ -38,23 +47,51 @@ NORMAL_SHARE = 1 / 3
 LENGTH = 8.0
 
 
-@dataclass(frozen=True, eq=False)
-class Head:
-    """New values of ``clip.visual.proj`` and what to add to ``clip.visual.ln_post.bias``.
+@torch.no_grad()
+def fit_closed_form(model: QualityCLIP, pooled: Tensor, targets: Array) -> dict[str, Tensor]:
+    """Fits a model to labelled images; the model itself is left as it is.
 
-    Attributes:
-        proj: float32 [F, D].
-        shift: float32 [F].
+    Args:
+        model: before the fit.
+        pooled: [n, C, F], float16 or float32: what ``model.image.pool`` gives for C crops of each image.
+        targets: y of eq. (3), 0..1, higher is better [n].
+
+    Returns:
+        New values of `parameters.closed_form_names`; the old ones where nothing can be fitted: for fewer than
+        `MIN_IMAGES` images, or where the features do not differ.
     """
+    clip, visual = model.clip, model.clip.visual
+    old = values_of(model, closed_form_names(model))
+    quality = quality_direction(model)
+    new = dict(old)
+    if TEXT_PROJECTION in old:
+        new[TEXT_PROJECTION] = stretch(clip.text_projection, quality)
+    set_values(model, new)
+    try:  # what the texts are with the stretched projection
+        axis, scenes = quality_direction(model), model.encode_scenes()
+    finally:
+        set_values(model, old)
+    last = len(visual.ln_post.weight) // model.image.feature_blocks
+    gain = visual.ln_post.weight[-last:]
+    fitted = fit_projection(pooled, targets, visual.proj, quality, gain, axis=axis, scenes=scenes)
+    if fitted is None:
+        return old
+    return {**new, PROJECTION: fitted.proj, SHIFT: old[SHIFT] + fitted.shift}
 
-    proj: Tensor
-    shift: Tensor
+
+def quality_direction(model: QualityCLIP) -> Tensor:
+    """[D] float64: scalar product with an image's feature is the margin of its quality logits."""
+    text = model.encode_quality().double()  # [2, D], rows high, low
+    scale = model.config.prompts.quality_scale * model.clip.logit_scale.exp().double()
+    direction: Tensor = scale * (text[0] - text[1])
+    return direction
 
 
 def stretch(text_projection: Tensor, quality: Tensor) -> Tensor:
     """Moves the two quality texts apart: ``text_projection`` [W, D], stretched along ``quality`` [D] to `LENGTH`.
 
-    `fit_head` writes what images have in this direction anew, so only texts notice: all of them by the same factor.
+    `fit_projection` writes what images have in this direction anew, so only texts notice: all of them by the same
+    factor.
     """
     length = quality.double().norm()
     if length == 0 or length >= LENGTH:
@@ -65,7 +102,14 @@ def stretch(text_projection: Tensor, quality: Tensor) -> Tensor:
     return stretched.to(text_projection.dtype)
 
 
-def fit_head(
+class Projection(NamedTuple):
+    """New value of ``clip.visual.proj`` [F, D], and what to add to ``clip.visual.ln_post.bias`` [F]; float32."""
+
+    proj: Tensor
+    shift: Tensor
+
+
+def fit_projection(
     pooled: Tensor,
     targets: Array,
     proj: Tensor,
@@ -74,7 +118,7 @@ def fit_head(
     *,
     axis: Tensor,
     scenes: Tensor,
-) -> Head | None:
+) -> Projection | None:
     """Fits the quality direction to labelled images.
 
     With f = proj^T z a crop's feature and u the unit vector of ``quality``, the margin of the two quality logits is
@@ -107,24 +151,24 @@ def fit_head(
     last, gain = len(gain), gain.double().to(projection.device)
     features, designs, tops = [], [], []
     for crops in pooled:  # image by image: in float64 all of them at once can be large
-        z = crops.to(projection.device, torch.float64)
-        f = z @ projection
-        weights = 1 / f.norm(dim=1).clamp_min(1e-12) / len(z)
+        z = crops.to(projection.device, torch.float64)  # [C, F]
+        f = z @ projection  # [C, D]
+        weights = 1 / f.norm(dim=1).clamp_min(1e-12) / len(z)  # [C]: mean over crops, each over its |f|
         features.append(f.cpu().numpy())
         designs.append(torch.cat([(weights * (f @ u)).sum()[None], weights @ f]).cpu().numpy())
         tops.append((weights @ (z[:, -last:] / gain)).cpu().numpy())
-    design = np.stack(designs)
-    fixed = np.column_stack([np.ones(n), design[:, 0]])
-    groups = [_without_mean(design[:, 1:]), _without_mean(np.stack(tops))]
+    design = np.stack(designs)  # [n, 1 + D]: un-adapted margin, features
+    fixed = np.column_stack([np.ones(n), design[:, 0]])  # [n, 2]
+    groups = [_without_mean(design[:, 1:]), _without_mean(np.stack(tops))]  # [n, D], [n, last]
     variances = [float(np.square(a - a.mean(axis=0)).sum() / n) for a in groups]
     if min(variances) <= 1e-12 or np.ptp(fixed[:, 1]) <= 1e-12:
         return None
     scale = np.sqrt(np.array(variances) / (1, TOP_SHARE))
-    rows = np.column_stack([group / s for group, s in zip(groups, scale, strict=True)])
-    coefficients, deviation = _average(fixed, rows, SLOPE * (_towards_normal(targets) - 0.5))
+    rows = np.column_stack([group / s for group, s in zip(groups, scale, strict=True)])  # [n, D + last]
+    coefficients, deviation = average_posterior(fixed, rows, SLOPE * (towards_normal(targets) - 0.5))
     on_projected, on_top = deviation[: len(u)] / scale[0], deviation[len(u) :] / scale[1]
     # The intercept is the same for all images if it is a share of |f|: the function of f nearest to that is taken.
-    every = np.concatenate(features)
+    every = np.concatenate(features)  # [n C, D]
     nearest = fit_ridge(every, np.linalg.norm(every, axis=1))
     on_f = torch.from_numpy(on_projected + coefficients[0] * nearest.weights).to(u) + coefficients[1] * u
     margin = projection @ on_f  # times |f|, as a function of z, with a constant
@@ -135,7 +179,7 @@ def fit_head(
 
 def _write(
     projection: Tensor, margin: Tensor, constant: float, features: Array, axis: Tensor, scenes: Tensor
-) -> Head:
+) -> Projection:
     """The model whose margin times ``|f|`` is ``margin . z + constant``; ``features`` [m, D] are all crops'."""
     length = float(axis.double().norm())
     a = (axis.double() / length).to(projection)
@@ -147,7 +191,7 @@ def _write(
     # The constant: a shift of z that moves f along the axis alone (exactly, where F >= D and proj has full rank).
     wanted = constant / length * a
     shift = torch.linalg.lstsq(new.T.cpu(), wanted[:, None].cpu(), rcond=1e-5, driver="gelsd").solution[:, 0]
-    return Head(new.float(), shift.float().to(new.device))
+    return Projection(new.float(), shift.float().to(new.device))
 
 
 def _least_used(features: Array, occupied: Array) -> Array | None:
@@ -160,14 +204,13 @@ def _least_used(features: Array, occupied: Array) -> Array | None:
     return np.asarray(free.T @ np.linalg.eigh(inside.T @ inside)[1][:, 0])
 
 
-def _towards_normal(targets: Array) -> Array:
+def towards_normal(targets: Array) -> Array:
     """Targets, in part replaced by their normal scores of the same mean and spread.
 
     That takes leverage from the ends of a skewed scale, and rank correlation on images not seen gains by it.
     """
-    n = len(targets)
-    quantiles = (average_ranks(targets) - 0.5) / n
-    scores = np.array([NormalDist().inv_cdf(q) for q in quantiles])
+    targets = targets.astype(np.float64)
+    scores = ndtri((rankdata(targets) - 0.5) / len(targets))
     scores = targets.mean() + (scores - scores.mean()) * (targets.std() / max(float(scores.std()), 1e-12))
     return np.asarray((1 - NORMAL_SHARE) * targets + NORMAL_SHARE * scores)
 
@@ -179,10 +222,11 @@ def _without_mean(rows: Array) -> Array:
     return rows if squared == 0 else rows - np.outer(rows @ mean / squared, mean)
 
 
-def _average(fixed: Array, rows: Array, targets: Array) -> tuple[Array, Array]:
+def average_posterior(fixed: Array, rows: Array, targets: Array) -> tuple[Array, Array]:
     """Posterior means of the free coefficients [2] and of the weights [D] of ``rows`` [n, D], over all `NOISES`."""
     n, p = fixed.shape
     values, vectors = np.linalg.eigh(rows @ rows.T)
+    # In the basis of the eigenvectors the covariance, rows rows^T + noise I, is diagonal for every noise.
     turned_fixed, turned_targets = vectors.T @ fixed, vectors.T @ targets
     free, duals, evidence = [], [], []
     for noise in NOISES:

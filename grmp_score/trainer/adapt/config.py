@@ -1,4 +1,7 @@
-"""Settings and records of stage 2: what `finetune.adapt` is asked for, and what it says while it works."""
+"""Settings and records of an adaptation: what `adapt` is asked for, and what it tells while it works.
+
+Nothing here needs torch: the command line reads the defaults for its help.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from grmp_score.errors import ConfigError
+
+#: Of matrix products in training; parameters are float32.
+Precision = Literal["float32", "bfloat16"]
 
 #: Peak learning rates.  SGD: the authors' code, and CoOp's for a context alone.
 DEFAULT_LR = {
@@ -24,10 +30,10 @@ class FewShotConfig:
     Attributes:
         shots: training rows, drawn by `labels.draw_shots`; the others are the test part.  None trains on all rows.
         seed: of everything random: the draw, the folds, the order of images and crops.
-        train: ``"head"`` turns the quality direction of the image features, in closed form (`head.fit_head`), and
-            nothing else; ``"blocks"`` goes on from there by gradient descent with the text context, the last blocks
-            of both towers, ``ln_final`` and ``ln_post`` (the paper's); ``"prompts"`` trains the text context only,
-            which makes an adapter of kilobytes.
+        train: ``"head"`` turns the quality direction of the image features, in closed form
+            (`closed_form.fit_closed_form`), and nothing else; ``"blocks"`` goes on from there by gradient descent
+            with the text context, the last blocks of both towers, ``ln_final`` and ``ln_post`` (the paper's);
+            ``"prompts"`` trains the text context only, which makes an adapter of kilobytes.
         head_first: False leaves the closed form out before ``"blocks"``, which is the paper's recipe.
         train_visual_prompts: also train the visual prompts of the adapted blocks (those below belong to the
             frozen trunk).  Paper and code leave them frozen.
@@ -42,9 +48,9 @@ class FewShotConfig:
         flips: also use the mirrored crops.
         warm_up_epochs: epochs at ``warm_up_lr`` (or ``lr``, if that is less) before the cosine decay.
         warm_up_lr: learning rate of the warm-up (CoOp: 1e-5).
-        text_first_epochs: passes of a phase before these, which trains only the text side (context, last text
-            blocks, ``ln_final``; AdamW) on constant image features; it costs next to nothing and spares the image
-            tower the first, coarse corrections.  0 is the paper's recipe.
+        text_first_epochs: passes before these that train only the text side (context, last text blocks,
+            ``ln_final``; AdamW) on constant image features; they cost next to nothing and spare the image tower
+            the first, coarse corrections.  0 is the paper's recipe.
         text_first_lr: its peak learning rate.
         qgr_lambda: lambda of eq. (8); 0 is plain tuning, and L_kl is then not computed.
         qgr_form: ``"per_parameter"`` (the authors' code) or ``"global"``.
@@ -124,7 +130,7 @@ class FewShotConfig:
 
     @property
     def fits_head(self) -> bool:
-        """Whether there is a closed-form phase."""
+        """Whether the closed form is fitted."""
         return self.train == "head" or (self.train == "blocks" and self.head_first)
 
     @property
@@ -140,7 +146,8 @@ class HistoryRow:
 
     Attributes:
         fold: number of the fold that is held out, from 0; None for the final run on all shots.
-        phase: ``"head"`` (in closed form), ``"text"`` (text side first) or ``"all"`` (everything that is trained).
+        phase: ``"head"`` (in closed form, one step), ``"text"`` (text side first) or ``"all"`` (everything that is
+            trained).
         epoch: from 1 within the phase; 0 before its first step.
         step: from 1 within the phase; 0 before its first step.
         loss: L_ce, eq. (3), before the step; of the one in closed form, after it.
@@ -148,7 +155,7 @@ class HistoryRow:
         angle: between G_qua and G_sem in degrees (the paper's figure 4); None without QGR.
         validation_srcc: on the held-out fold after the epoch; NaN where all predictions are equal.
         learning_rate: of the step.
-        seconds: since the run began, over all its sessions.
+        seconds: since the run began, not counting the time that it was stopped.
     """
 
     fold: int | None

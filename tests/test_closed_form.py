@@ -1,4 +1,4 @@
-"""The closed-form phase: what it promises, on features made up and on a tiny model."""
+"""The closed form: what it promises, on features made up and on a tiny model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ from torch.nn.functional import normalize
 
 from grmp_score.errors import ConfigError
 from grmp_score.scorer import Scorer
-from grmp_score.trainer.adapt.activations import compute_activations, teacher_of
-from grmp_score.trainer.adapt.fewshot import FewShotConfig
-from grmp_score.trainer.adapt.head import LENGTH, MIN_IMAGES, NOISES, _average, _towards_normal, fit_head, stretch
-from grmp_score.trainer.adapt.run import adapt
+from grmp_score.trainer.adapt import FewShotConfig, Progress, adapt
+from grmp_score.trainer.adapt.closed_form import (
+    LENGTH,
+    MIN_IMAGES,
+    NOISES,
+    average_posterior,
+    fit_closed_form,
+    fit_projection,
+    stretch,
+    towards_normal,
+)
+from grmp_score.trainer.adapt.features import CropReader, compute_activations, teacher_of
 from grmp_score.trainer.data.labels import Labels
 from grmp_score.trainer.metrics import srcc
 from grmp_score.weights.folder import Weights
@@ -46,7 +54,7 @@ def test_a_direction_of_the_features_is_found() -> None:
     pooled, proj, quality, gain = made_up(120)
     truth = predicted(pooled, proj, torch.randn(12, generator=torch.Generator().manual_seed(5)))
     truth = (truth - truth.min()) / np.ptp(truth)
-    head = fit_head(pooled[:60], truth[:60], proj, quality, gain, axis=quality, scenes=NO_SCENES)
+    head = fit_projection(pooled[:60], truth[:60], proj, quality, gain, axis=quality, scenes=NO_SCENES)
     assert head is not None
     after = predicted(pooled[60:] + head.shift, head.proj, quality)
     assert srcc(after, truth[60:]) > 0.8 > 0.5 > srcc(predicted(pooled[60:], proj, quality), truth[60:])
@@ -58,7 +66,7 @@ def test_only_the_quality_axis_and_a_spare_direction_change() -> None:
     pooled, proj, quality, gain = made_up()
     generator = torch.Generator().manual_seed(9)
     axis, scenes = torch.randn(12, generator=generator), torch.randn(3, 12, generator=generator)
-    head = fit_head(pooled, np.linspace(0, 1, len(pooled)), proj, quality, gain, axis=axis, scenes=scenes)
+    head = fit_projection(pooled, np.linspace(0, 1, len(pooled)), proj, quality, gain, axis=axis, scenes=scenes)
     assert head is not None
     a = normalize(axis, dim=0)
     scenes_beside = scenes - (scenes @ a)[:, None] * a
@@ -80,7 +88,7 @@ def test_features_keep_their_length_but_for_the_margin() -> None:
     """So the margin that was fitted over |f| is the one that the model has, over the new |f|."""
     pooled, proj, quality, gain = made_up()
     axis = LENGTH * normalize(quality, dim=0)
-    head = fit_head(pooled, np.linspace(0, 1, len(pooled)), proj, quality, gain, axis=axis, scenes=NO_SCENES)
+    head = fit_projection(pooled, np.linspace(0, 1, len(pooled)), proj, quality, gain, axis=axis, scenes=NO_SCENES)
     assert head is not None
     f, new = pooled @ proj, (pooled + head.shift) @ head.proj
     margin = new @ normalize(quality, dim=0)
@@ -94,7 +102,7 @@ def test_without_a_spare_direction_it_is_fitted_all_the_same() -> None:
     proj = torch.randn(30, 2, generator=torch.Generator().manual_seed(2))
     targets = pooled.mean(dim=1)[:, -1].sigmoid().double().numpy()
     quality, scene = 2 * torch.eye(2)
-    head = fit_head(pooled, targets, proj, quality, gain, axis=quality, scenes=scene[None])
+    head = fit_projection(pooled, targets, proj, quality, gain, axis=quality, scenes=scene[None])
     assert head is not None
     torch.testing.assert_close((pooled + head.shift) @ head.proj[:, 1], pooled @ proj[:, 1], atol=1e-4, rtol=0)
     assert srcc(predicted(pooled + head.shift, head.proj, quality), targets) > 0.7
@@ -118,20 +126,20 @@ def test_quality_texts_are_moved_apart_to_a_length_and_no_further() -> None:
 def test_targets_go_some_way_to_their_normal_scores() -> None:
     """Mean and order stay, ties stay ties, labels that are normal already stay what they are."""
     skewed = np.array([0.0, 0.7, 0.7, 0.8, 0.85, 0.9, 1.0])
-    found = _towards_normal(skewed)
+    found = towards_normal(skewed)
     assert found.mean() == pytest.approx(skewed.mean())
     assert found[1] == found[2] and (np.diff(found[[0, 1, 3, 4, 5, 6]]) > 0).all()
     assert found[0] > skewed[0]  # the far end counts for less
-    np.testing.assert_allclose(_towards_normal(np.full(4, 0.5)), 0.5)
+    np.testing.assert_allclose(towards_normal(np.full(4, 0.5)), 0.5)
     normal = np.random.default_rng(0).normal(0.5, 0.1, 2000)
-    np.testing.assert_allclose(_towards_normal(normal), normal, atol=0.03)
+    np.testing.assert_allclose(towards_normal(normal), normal, atol=0.03)
 
 
 def test_labels_that_the_model_knows_change_little() -> None:
     """Where the un-adapted model is right already, its order of unseen images stays."""
     pooled, proj, quality, gain = made_up(100)
     before = predicted(pooled, proj, quality)
-    head = fit_head(pooled[:50], before[:50], proj, quality, gain, axis=quality, scenes=NO_SCENES)
+    head = fit_projection(pooled[:50], before[:50], proj, quality, gain, axis=quality, scenes=NO_SCENES)
     assert head is not None
     assert srcc(predicted(pooled[50:] + head.shift, head.proj, quality), before[50:]) > 0.98
 
@@ -147,7 +155,7 @@ def test_what_cannot_be_fitted_is_left(case: str) -> None:
     else:
         quality = torch.zeros_like(quality)
     assert (
-        fit_head(pooled, np.linspace(0, 1, len(pooled)), proj, quality, gain, axis=quality, scenes=NO_SCENES)
+        fit_projection(pooled, np.linspace(0, 1, len(pooled)), proj, quality, gain, axis=quality, scenes=NO_SCENES)
         is None
     )
 
@@ -170,7 +178,7 @@ def test_the_average_equals_its_definition() -> None:
         means.append([free, rows.T @ inverse @ r])
     share = np.exp(np.array(weights) - max(weights))
     share /= share.sum()
-    for k, found in enumerate(_average(fixed, rows, y)):
+    for k, found in enumerate(average_posterior(fixed, rows, y)):
         np.testing.assert_allclose(found, sum(w * m[k] for w, m in zip(share, means, strict=True)), atol=1e-9)
 
 
@@ -196,8 +204,24 @@ def test_the_scorer_computes_what_was_fitted(tiny_weights: Weights, labels: Labe
     assert stage["teacher"] is None and stage["method"] == "Bayesian regression of the quality direction"
 
 
+def test_the_model_is_left_as_it_was(tiny_weights: Weights, labels: Labels) -> None:
+    """`fit_closed_form` gives new values; where nothing can be fitted, the old ones."""
+    model = tiny_weights.build().requires_grad_(False)
+    kept = compute_activations(
+        model, labels, CropReader(model.config.preprocess), teacher=None, keep_tokens=False, keep_pooled=True
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert kept.pooled is not None
+    values = fit_closed_form(model, kept.pooled, labels.scale.to_unit(labels.scores))
+    few = fit_closed_form(model, kept.pooled[:2], np.array([0.0, 1.0]))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert set(values) == {"clip.visual.proj", "clip.visual.ln_post.bias", "clip.text_projection"}
+    assert not any(torch.equal(value, before[name]) for name, value in values.items())
+    assert all(torch.equal(value, before[name]) for name, value in few.items())
+
+
 def test_gradient_descent_goes_on_from_it(tiny_weights: Weights, labels: Labels) -> None:
-    """By default: first look of the second phase is the last of the first, and the fold's curve says so."""
+    """Its first look at the held-out rows is the last of the closed form, and the fold's curve says so."""
     config = dataclasses.replace(HEAD, train="blocks", epochs=1, batch_size=5)
     adapted = adapt(make_scorer(tiny_weights), labels, config)
     rows = adapted.history
@@ -209,10 +233,10 @@ def test_gradient_descent_goes_on_from_it(tiny_weights: Weights, labels: Labels)
     assert sum(r.phase == "head" and r.loss is not None for r in rows) == 2 + 1  # the folds and the end
 
 
-def test_a_stopped_run_with_a_head_ends_in_the_same_weights(
+def test_gradient_descent_that_is_stopped_goes_on_from_it(
     tiny_weights: Weights, labels: Labels, tmp_path: Path
 ) -> None:
-    """Stopped at every step in turn."""
+    """Stopped again and again, it ends in the same weights: the closed form is fitted anew."""
     config = dataclasses.replace(HEAD, train="blocks", epochs=1, batch_size=8)
     expected = adapt(make_scorer(tiny_weights), labels, config).scorer.weights.adapter
 
@@ -221,11 +245,12 @@ def test_a_stopped_run_with_a_head_ends_in_the_same_weights(
 
     seen = 0
 
-    def stop(_: object) -> None:
+    def stop(progress: Progress) -> None:
         nonlocal seen
-        seen += 1
-        if seen % 4 == 0:
-            raise Stop
+        if progress.row is not None and progress.row.phase == "all":
+            seen += 1
+            if seen % 4 == 0:
+                raise Stop
 
     adapted = None
     while adapted is None:
@@ -236,7 +261,7 @@ def test_a_stopped_run_with_a_head_ends_in_the_same_weights(
                 config,
                 work=tmp_path / "work",
                 resume=True,
-                progress=lambda p: None if p.stage in ("reading", "testing") else stop(p),
+                progress=stop,
             )
         except Stop:
             continue
@@ -269,7 +294,7 @@ def test_kept_activations_give_the_same(
     kept = compute_activations(
         tiny_weights.build().requires_grad_(False),
         labels,
-        scorer.preprocess,
+        CropReader.of(scorer),
         teacher=teacher_of(tiny_weights)[0],
         keep_pooled=True,
         dtype=torch.float32,
@@ -281,3 +306,16 @@ def test_kept_activations_give_the_same(
         assert found.results[name]["srcc"] == pytest.approx(expected.results[name]["srcc"], abs=1e-6)
     with pytest.raises(ConfigError, match="activations are those of the labels"):
         adapt(scorer, labels, config, activations=kept, test=labels)
+
+
+def test_activations_that_do_not_fit_are_refused(tiny_weights: Weights, labels: Labels) -> None:
+    """Of other images, or without what the settings need; said before anything is computed."""
+    scorer, model = make_scorer(tiny_weights), tiny_weights.build().requires_grad_(False)
+    kept = compute_activations(model, labels, CropReader.of(scorer), teacher=None, keep_tokens=False)
+    with pytest.raises(ConfigError, match="hold no pooled features, which"):
+        adapt(scorer, labels, HEAD, activations=kept)
+    blocks = dataclasses.replace(HEAD, train="blocks", head_first=False)
+    with pytest.raises(ConfigError, match="hold no tokens and no scene probabilities"):
+        adapt(scorer, labels, blocks, activations=kept)
+    with pytest.raises(ConfigError, match="of 18 images, expected those of all 17 labels"):
+        adapt(scorer, labels.take(range(17)), dataclasses.replace(HEAD, train="prompts"), activations=kept)
