@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from grmp_score.trainer.pretrain.meta import PretrainConfig
     from grmp_score.trainer.pretrain.run import pretrain
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 #: Public name -> the module that it is imported from when it is first used.
 _LAZY = {

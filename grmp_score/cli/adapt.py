@@ -226,7 +226,7 @@ def _publish(
         model: how the user named the start.
         test: file of the test labels, if they have one of their own.
     """
-    from grmp_score.report.adaptation import complete
+    from grmp_score.report.adaptation import publishable
     from grmp_score.report.card import adapter_sha256, model_card
 
     old = adapted.scorer.config
@@ -245,7 +245,7 @@ def _publish(
     config = dataclasses.replace(
         old,
         name=name or folder.name,
-        results=complete(adapted.results, adapted.test_predictions),
+        results=publishable(adapted.results, adapted.test_predictions),
         training={**old.training, "stage_2": stage},
     )
     card = model_card(config, start, folder=folder.name, repo=_repository(model))

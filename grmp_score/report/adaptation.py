@@ -23,7 +23,7 @@ MEASURED_MODELS = {"before": "un-adapted model", "ridge": "ridge regression", "a
 _BASELINES = {"before": "the un-adapted model", "ridge": "the ridge regression on the un-adapted features"}
 
 
-def complete(results: dict[str, Any], predictions: Predictions | None) -> dict[str, Any]:
+def publishable(results: dict[str, Any], predictions: Predictions | None) -> dict[str, Any]:
     """Results as they are published: with all intervals, and without folder names.
 
     Args:
@@ -79,7 +79,7 @@ def conclusion(results: dict[str, Any]) -> str:
     """In words, whether the adapted model is the best of the three; says so plainly when it is not.
 
     Args:
-        results: of `complete`.
+        results: of `publishable`.
     """
     if results["gain"] is None:
         return "Nothing was measured: too few images were left to test on, and there was no cross-validation."
@@ -120,7 +120,7 @@ def write_summary(stream: IO[str], results: dict[str, Any], *, unit: str, span: 
 
     Args:
         stream: where to.
-        results: of `complete`.
+        results: of `publishable`.
         unit: name of the labels' column.
         span: range of the labels.
     """

@@ -70,7 +70,7 @@ def model_card(config: ModelConfig, start: Weights, *, folder: str, repo: str | 
     Args:
         config: of the adapted model: ``training["stage_2"]`` says how it was made, besides what `adapt` writes with
             ``start_adapter_sha256`` and ``test`` (name of the test file or None), and ``stage_2_earlier`` what
-            went before; ``results`` are those of `adaptation.complete`.
+            went before; ``results`` are those of `adaptation.publishable`.
         start: the weights it was adapted from.
         folder: name of the folder that is written.
         repo: the Hub repository that those came from, if they did.

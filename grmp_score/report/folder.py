@@ -30,7 +30,7 @@ def write_folder(
 
     Args:
         folder: to write to.
-        weights: the adapted model, its card, and in its configuration the results of `adaptation.complete`.
+        weights: the adapted model, its card, and in its configuration the results of `adaptation.publishable`.
         history: `Adapted.history`.
         predictions: `Adapted.test_predictions`; None leaves out the scatter.
         unit: name of the labels' column.

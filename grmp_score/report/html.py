@@ -85,6 +85,10 @@ class Entry:
         return self.burst is not None and not self.best_of_burst
 
 
+def _best_first(entry: Entry) -> tuple[float, int]:
+    return -entry.score.value, entry.index
+
+
 class Page:
     """What the template is filled with."""
 
@@ -95,13 +99,12 @@ class Page:
             Entry(index, image, name, link(image.path, folder))
             for index, (image, name) in enumerate(zip(gallery.images, names, strict=True))
         ]
-        self.best_first = sorted(self._entries, key=lambda entry: (-entry.score.value, entry.index))
+        self.best_first = sorted(self._entries, key=_best_first)
         self.failures = gallery.failures
         # In the order of names the pictures of a scene follow each other.
         by_name = sorted(self._entries, key=lambda entry: entry.image.path)
         groups = near_duplicates([entry.image.thumbnail.fingerprint for entry in by_name])
-        rank = {entry.index: place for place, entry in enumerate(self.best_first)}
-        self.bursts = [sorted((by_name[n] for n in group), key=lambda entry: rank[entry.index]) for group in groups]
+        self.bursts = [sorted((by_name[n] for n in group), key=_best_first) for group in groups]
         for number, burst in enumerate(self.bursts, start=1):
             for entry in burst:
                 entry.burst, entry.best_of_burst = number, entry is burst[0]

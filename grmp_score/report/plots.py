@@ -150,7 +150,7 @@ def _figure() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError("drawing the run", "matplotlib", "train") from error
+        raise MissingExtraError("the plot of the run", "matplotlib", "train") from error
     return Figure(layout="constrained")
 
 
