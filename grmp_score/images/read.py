@@ -24,6 +24,7 @@ import contextlib
 import io
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, Union
 
