@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from grmp_score.config import SCENES
 from grmp_score.weights.folder import Weights
 
 #: The antonyms of CLIP-IQA (Wang et al., AAAI 2023), best first.
@@ -38,7 +37,7 @@ def with_prompts(base: Weights, prompts: tuple[str, str] = CLIP_IQA_PROMPTS) -> 
     unknown = {
         "text_prompt.ctx": torch.zeros(0, width),
         "text_features": torch.zeros(2, dimensions),
-        "scene_features": torch.zeros(len(SCENES), dimensions),
+        "scene_features": torch.zeros(len(known.prompts.scenes), dimensions),
     }
     weights = dataclasses.replace(base, config=config, adapter={**base.adapter, **unknown}, card="")
     model = weights.build()
