@@ -109,6 +109,7 @@ class PromptConfig:
             0 switches them off.
         prompt_norm: whether an extra LayerNorm (eps 1e-6) follows the last block, as in the authors' code.
         classes: the two class phrases, best first.
+        scenes: words of the scene prompts "a photo of a {scene}", which eqs. (7) and (8) keep the meaning of.
         quality_scale: factor on the quality logits besides 1/tau, to spread p(high) over 0..1; 1 in paper and code.
             It leaves the scene logits, and the order of two patches, as they are.
     """
@@ -118,6 +119,7 @@ class PromptConfig:
     prompt_norm: bool = False
     classes: tuple[str, str] = ("high quality", "low quality")
     quality_scale: float = 1.0
+    scenes: tuple[str, ...] = SCENES
 
 
 @dataclass(frozen=True)

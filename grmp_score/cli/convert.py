@@ -13,11 +13,17 @@ import click
     "-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write."
 )
 @click.option("--name", help="Name of the weights.  [default: the file's name]")
-def command(checkpoint: Path, output: Path, name: str | None) -> None:
+@click.option(
+    "--base",
+    metavar="NAME:TAG",
+    help="For a checkpoint of stage 1: the CLIP it was trained on (ViT-B-16-quickgelu:openai), or weights of it.",
+)
+def command(checkpoint: Path, output: Path, name: str | None, base: str | None) -> None:
     """Convert an official GRMP-IQA checkpoint into a weights folder.
 
-    The pickle is read without executing any code in it.  The authors' preprocessing (exact 244x244 resize,
-    centre 224 patch, ImageNet statistics) becomes the default; use --patches 10 when scoring for ten patches.
+    The pickle is read without executing any code in it, whether it is a state_dict, one inside of a training
+    checkpoint, or a whole model.  The authors' preprocessing (exact 244x244 resize, centre 224 patch, ImageNet
+    statistics) becomes the default; use --patches 10 when scoring for ten patches.
 
     \b
     Example:
@@ -26,6 +32,7 @@ def command(checkpoint: Path, output: Path, name: str | None) -> None:
     """
     from grmp_score.weights.official import load_official
 
-    weights = load_official(checkpoint, name=name)
+    weights = load_official(checkpoint, name=name, base=base)
     weights.save(output)
+    click.echo(f"{checkpoint}: {weights.config.training['form']}", err=True)
     click.echo(f"wrote {output} ({weights.config.name}); use it with: grmp-score PATHS --model {output}", err=True)

@@ -31,14 +31,14 @@ class TextPrompt(nn.Module):
     tokens: Tensor
     scene_tokens: Tensor
 
-    def __init__(self, clip: CLIP, prompts: PromptConfig, scenes: tuple[str, ...]) -> None:
+    def __init__(self, clip: CLIP, prompts: PromptConfig) -> None:
         super().__init__()
         self.ctx = nn.Parameter(torch.empty(prompts.n_ctx, clip.positional_embedding.shape[1]))
         nn.init.normal_(self.ctx, std=0.02)
         tokenizer = Tokenizer(clip.vocab_size, clip.context_length)
         stem = " ".join([PLACEHOLDER] * prompts.n_ctx)
         quality = [f"{stem} {phrase}." for phrase in prompts.classes]
-        scene = [f"a photo of a {s}" for s in scenes]
+        scene = [f"a photo of a {s}" for s in prompts.scenes]
         for text in (*quality, *scene):
             length = len(tokenizer.encode(text)) + 2
             if length > clip.context_length:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from grmp_score.config import SCENES, ModelConfig
+from grmp_score.config import ModelConfig
 from grmp_score.errors import ConfigError
 from grmp_score.model.clip import build_clip, feature_blocks
 from grmp_score.model.prompts import DeepVisualPrompts, TextPrompt
@@ -53,7 +53,7 @@ class QualityCLIP(nn.Module):
             )
         if k > 1 and config.prompts.n_visual and config.prompts.prompt_norm:
             raise ConfigError("prompt_norm goes with features of the last block alone")
-        self.text_prompt = TextPrompt(self.clip, config.prompts, SCENES)
+        self.text_prompt = TextPrompt(self.clip, config.prompts)
         self.visual_prompts: DeepVisualPrompts | None = None
         if config.prompts.n_visual:
             self.visual_prompts = DeepVisualPrompts(
@@ -68,7 +68,7 @@ class QualityCLIP(nn.Module):
         self.text = TextTower(self.clip)
         embed_dim = visual.proj.shape[1]
         self.register_buffer("text_features", torch.zeros(2, embed_dim))
-        self.register_buffer("scene_features", torch.zeros(len(SCENES), embed_dim))
+        self.register_buffer("scene_features", torch.zeros(len(config.prompts.scenes), embed_dim))
         self.eval()
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class QualityCLIP(nn.Module):
         return logits
 
     def scene_logits(self, image_features: Tensor, scene_features: Tensor | None = None) -> Tensor:
-        """Image features [B, D] -> logits [B, 9] over `grmp_score.config.SCENES`; as `quality_logits`."""
+        """Image features [B, D] -> logits [B, 9] over `PromptConfig.scenes`; as `quality_logits`."""
         text = self.scene_features if scene_features is None else scene_features  # [9, D]
         logits: Tensor = self.clip.logit_scale.exp() * image_features @ text.T
         return logits

@@ -54,9 +54,11 @@ def model_checksum(config: ModelConfig, backbone: Mapping[str, Tensor], adapter:
         backbone: base tensors by their open_clip names.
         adapter: trained tensors by their name in `QualityCLIP`; they win over those of the backbone.
     """
+    prompts = dataclasses.asdict(config.prompts)
+    del prompts["scenes"]  # they serve training and decide no score
     parts = {
         "model_cfg": config.backbone.model_cfg,
-        "prompts": dataclasses.asdict(config.prompts),
+        "prompts": prompts,
         "preprocess": dataclasses.asdict(config.preprocess),
         "label_scale": None if config.label_scale is None else dataclasses.asdict(config.label_scale),
         "reference_percentiles": config.reference_percentiles,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,12 @@ import torch
 from torch import Tensor
 
 from grmp_score.config import IMAGENET_MEAN, IMAGENET_STD, Backbone, ModelConfig, Preprocess, PromptConfig
+from grmp_score.config import SCENES as PAPER_SCENES
 from grmp_score.errors import WeightsError
 from grmp_score.model.clip import adapted_names, architecture
 from grmp_score.model.quality_clip import QualityCLIP
-from grmp_score.weights.folder import Weights, adapter_of
+from grmp_score.weights.folder import Weights, adapter_of, load_base
+from grmp_score.weights.pickled import read_pickled
 
 #: OpenAI's ViT-B/16 with QuickGELU, which the authors fine-tuned.
 ARCHITECTURE = "ViT-B-16-quickgelu"
@@ -47,34 +48,58 @@ _FOLDED = (
 )
 #: Token embeddings of the tokenised prompts: not used, they are rebuilt from the token embedding.
 _DERIVED = ("prompt_learner2.token_prefix", "prompt_learner2.token_suffix")
+_TOKEN_EMBEDDING = "text_encoder.token_embedding.weight"
+
+#: The authors' scene words: the paper's, but for an underscore.
+SCENES = tuple("still_life" if scene == "still-life" else scene for scene in PAPER_SCENES)
 
 
-def load_official(path: str | Path, *, name: str | None = None) -> Weights:
-    """Reads one of the authors' checkpoints.
+def load_official(path: str | Path, *, name: str | None = None, base: str | None = None) -> Weights:
+    """Reads one of the authors' checkpoints: of stage 2 (311 tensors), or of stage 1, without the token embedding.
 
-    The pickle is read with ``weights_only=True``: it can hold tensors, not code.  A ``state_dict`` wrapper and
-    ``module.`` prefixes are understood.  The shared ``prompt_proj`` is folded into the visual prompts.
+    Nothing in the pickle is executed (see `read_pickled`, which also names the forms that are understood).  The
+    shared ``prompt_proj`` is folded into the visual prompts.  Prompt learners besides ``prompt_learner2``, which
+    the authors' model does not use, are left out; token embeddings of the tokenised prompts are rebuilt, whether
+    they are there or not.
 
     Args:
         path: ``*.pt`` file.
         name: name of the resulting weights; the file's stem by default.
+        base: ``NAME:TAG`` of open_clip (``"ViT-B-16-quickgelu:openai"``), or any weights, for the token embedding
+            that a checkpoint of stage 1 was made with.
 
     Raises:
         WeightsError: the file is missing, damaged, or does not have the layout of an official checkpoint.
     """
     path = Path(path)
-    state = _unwrap(_read_pickle(path), path)
-    for key in (*_FOLDED, *_DERIVED, *_RENAMED):
+    state, form = read_pickled(path)
+    unused = sorted({n.split(".")[0] for n in state if n.startswith("prompt_learner")} - {"prompt_learner2"})
+    state = {n: tensor for n, tensor in state.items() if n.split(".")[0] not in unused and n not in _DERIVED}
+    if unused:
+        form += f", without {' and '.join(unused)}"
+    for key in (*_FOLDED, *_RENAMED):
         if key not in state:
-            raise WeightsError(f"not an official GRMP-IQA checkpoint: {key!r} is missing", path=path)
+            raise WeightsError(
+                f"not an official GRMP-IQA checkpoint: {key!r} is missing (the file is {form})", path=path
+            )
+    stage = 2
+    if _TOKEN_EMBEDDING not in state:
+        stage = 1
+        state[_TOKEN_EMBEDDING] = _token_embedding(base, path)
     model_cfg = architecture(ARCHITECTURE)
     n_visual = _count_visual_prompts(state, path, model_cfg)
     config = ModelConfig(
         name=name or path.stem,
         backbone=Backbone(model_cfg=model_cfg, name=ARCHITECTURE),
-        prompts=PromptConfig(n_ctx=state["prompt_learner2.ctx"].shape[0], n_visual=n_visual, prompt_norm=True),
+        prompts=PromptConfig(
+            n_ctx=state["prompt_learner2.ctx"].shape[0], n_visual=n_visual, prompt_norm=True, scenes=SCENES
+        ),
         preprocess=PREPROCESS,
-        training={"source": f"official GRMP-IQA checkpoint {path.name}", "converted_by": "grmp_score"},
+        training={
+            "source": f"official GRMP-IQA checkpoint {path.name}",
+            "form": f"stage {stage}, {form}",
+            "converted_by": "grmp_score",
+        },
     )
     tensors = _rename(state)
     model = QualityCLIP(config)
@@ -91,30 +116,22 @@ def load_official(path: str | Path, *, name: str | None = None) -> Weights:
     model.refresh_text()
     adapted = [f"clip.{n}" for n in adapted_names(model.clip, config.adapted_blocks)]
     adapter = adapter_of(model, adapted, dtype=torch.float32)
-    base = {k.removeprefix("clip."): v for k, v in tensors.items() if k.startswith("clip.") and k not in adapter}
-    return Weights(config, adapter, base, card=_card(config), origin=str(path))
+    rest = {k.removeprefix("clip."): v for k, v in tensors.items() if k.startswith("clip.") and k not in adapter}
+    return Weights(config, adapter, rest, card=_card(config), origin=str(path))
 
 
-def _read_pickle(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError("no such file", path=path) from error
-    except pickle.UnpicklingError as error:
+def _token_embedding(base: str | None, path: Path) -> Tensor:
+    """The token embedding [vocabulary, W], which checkpoints of stage 1 do not hold."""
+    if base is None:
         raise WeightsError(
-            "the pickle holds more than tensors, or is damaged; it was not executed", path=path
-        ) from error
-    except Exception as error:
-        # torch reports damaged archives as RuntimeError, OSError, EOFError, KeyError, ValueError ...
-        raise WeightsError(f"not a readable checkpoint: {error}", path=path) from error
-
-
-def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise WeightsError("not a state_dict: expected a mapping of names to tensors", path=path)
-    return {str(k).removeprefix("module."): v.detach().to(torch.float32) for k, v in content.items()}
+            f"a checkpoint of stage 1, without {_TOKEN_EMBEDDING!r}",
+            path=path,
+            hint="Name the CLIP it was trained on as the base: 'ViT-B-16-quickgelu:openai'",
+        )
+    tensors = load_base(base).backbone
+    if "token_embedding.weight" not in tensors:
+        raise WeightsError("the base has no token embedding", path=base)
+    return tensors["token_embedding.weight"].to(torch.float32)
 
 
 def _count_visual_prompts(state: Mapping[str, Tensor], path: Path, model_cfg: Mapping[str, Any]) -> int:
