@@ -165,7 +165,7 @@ def straightforward_steps(training: GradientDescent, teacher: QualityCLIP, patch
                 for name, g in zip(stage.names, gradients, strict=True):
                     if g is not None:
                         sums[k][name] = sums[k][name] + g if name in sums[k] else g
-        projected, _ = project(sums[0], sums[1], config.qgr_lambda)
+        projected, *_ = project(sums[0], sums[1], config.qgr_lambda)
         for name, parameter in zip(stage.names, parameters, strict=True):
             parameter.grad = projected[name]
         optimizer.step()

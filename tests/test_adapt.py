@@ -379,8 +379,8 @@ def test_steps_to_come_count_repeated_stages(scorer: Scorer, labels: Labels) -> 
     """Folds of 6 and batches of 5: two steps an epoch; the second stage repeats the first as settled."""
     folds = make_folds(labels.take(range(12)), 2, 0)
     text, everything = stages_of(scorer.model, dataclasses.replace(FAST, text_first_epochs=3, epochs=4))
-    assert steps_to_come(folds, [text, everything], 5) == 4 * (3 + 3 + 4)
-    assert steps_to_come(folds, [dataclasses.replace(text, stop=1), everything], 5) == 4 * (3 + 1 + 4)
+    assert steps_to_come(folds, [text, everything], FAST) == 4 * (3 + 3 + 4)
+    assert steps_to_come(folds, [dataclasses.replace(text, stop=1), everything], FAST) == 4 * (3 + 1 + 4)
 
 
 @pytest.mark.parametrize("train", ["head", "blocks"])

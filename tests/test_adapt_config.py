@@ -52,7 +52,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
 
 def test_history_rows_are_plain_data() -> None:
     """They go through JSON and back, as the checkpoint needs."""
-    row = HistoryRow(None, "all", 1, 2, 0.5, 0.1, 90.0, None, 1e-3, 2.0)
+    row = HistoryRow(None, "all", 1, 2, 0.5, 0.1, 90.0, 0.5, 5.0, None, 1e-3, 2.0)
     assert HistoryRow(**json.loads(json.dumps(dataclasses.asdict(row)))) == row
 
 

@@ -66,6 +66,7 @@ def results(before: float = 0.3, ridge: float = 0.5, after: float = 0.6, **chang
         "checked": None,
         "cross_validation": {**folds, "folds": 5, "before": folds, "ridge": folds, "curves": {"all": [0.3, 0.55]}},
         "chosen": {"text": 4, "all": 1},
+        "qgr": None,
         "shots": 50,
         "seed": 7,
         "precision": "float32",

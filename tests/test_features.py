@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from grmp_score.config import ModelConfig, Preprocess
-from grmp_score.errors import DataError, GrmpScoreError, ImageReadError
+from grmp_score.config import Backbone, ModelConfig, Preprocess
+from grmp_score.errors import ConfigError, DataError, GrmpScoreError, ImageReadError
 from grmp_score.images.read import read_image
 from grmp_score.model.patches import make_patches
 from grmp_score.model.quality_clip import QualityCLIP
@@ -22,12 +22,13 @@ from grmp_score.trainer.adapt.features import (
     CropReader,
     compute_activations,
     native_precision,
+    shared_part,
     teacher_of,
 )
 from grmp_score.trainer.data.labels import Labels
 from grmp_score.weights.folder import Weights
 
-from .conftest import random_weights, randomise
+from .conftest import TINY_CLIP, random_weights, randomise
 from .fewshot_data import make_labels
 
 
@@ -191,7 +192,8 @@ def test_a_teacher_without_originals_says_so(tiny_weights: Weights) -> None:
 def test_a_teacher_with_the_same_image_tower_is_not_run_again(
     tiny_config: ModelConfig, labels: Labels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without visual prompts and adapted image blocks teacher and start model see the same."""
+    """Without visual prompts and adapted image blocks teacher and start model see the same; with other blocks above
+    the trunk, the teacher's own go on from the same tokens."""
     config = dataclasses.replace(tiny_config, prompts=dataclasses.replace(tiny_config.prompts, n_visual=0))
     weights = random_weights(config)
     originals = {k: v for k, v in weights.build().state_dict().items() if k.startswith("clip.")}
@@ -199,17 +201,44 @@ def test_a_teacher_with_the_same_image_tower_is_not_run_again(
     own = {k: v for k, v in weights.adapter.items() if not k.startswith("clip.")}
     weights = dataclasses.replace(weights, backbone=original, adapter=own)
     model, (teacher, _) = weights.build().requires_grad_(False), teacher_of(weights)
-    separately = torch.stack(
-        [
-            teacher.scene_logits(teacher.image(make_patches(read_image(p), config.preprocess))).softmax(-1)
-            for p in labels.paths
-        ]
-    )
-    monkeypatch.setattr(teacher, "image", None)
-    found = compute(model, labels, teacher=teacher)
-    assert found.scenes is not None
-    torch.testing.assert_close(found.scenes, separately)
+
+    @torch.no_grad()
+    def separately() -> torch.Tensor:
+        crops = [make_patches(read_image(path), config.preprocess) for path in labels.paths]
+        return torch.stack([teacher.scene_logits(teacher.image(c)).softmax(-1) for c in crops])
+
+    def found() -> torch.Tensor:
+        with monkeypatch.context() as patch:
+            patch.setattr(teacher.image, "trunk", None)
+            scenes = compute(model, labels, teacher=teacher).scenes
+        assert scenes is not None
+        return scenes
+
+    assert shared_part(model, teacher) == "tower"
+    torch.testing.assert_close(found(), separately())
     with torch.no_grad():
         teacher.clip.visual.ln_post.bias += 1
-    with pytest.raises(TypeError):  # another tower is run, which cannot be here
-        compute(model, labels, teacher=teacher)
+        teacher.clip.visual.transformer.resblocks[1].ln_1.bias += 1
+    assert shared_part(model, teacher) == "trunk"
+    torch.testing.assert_close(found(), separately())
+    with torch.no_grad():
+        teacher.clip.visual.transformer.resblocks[0].ln_1.bias += 1
+    assert shared_part(model, teacher) is None
+    with pytest.raises(TypeError):  # another trunk is run, which cannot be here
+        found()
+
+
+def test_another_teacher_can_be_named(tiny_config: ModelConfig, tiny_weights: Weights) -> None:
+    """Its base stands in for the originals; the prompts and their words are those of the start model."""
+    scenes = ("dog", "house")
+    prompts = dataclasses.replace(tiny_config.prompts, scenes=scenes)
+    start = random_weights(dataclasses.replace(tiny_config, prompts=prompts))
+    original = randomise(QualityCLIP(tiny_config), seed=5).clip.state_dict()
+    base = dataclasses.replace(tiny_weights, backbone=original, adapter={})
+    teacher, what = teacher_of(start, base)
+    assert what == "inline" and teacher.visual_prompts is None and len(teacher.scene_features) == 2
+    assert all(torch.equal(teacher.clip.state_dict()[k], v) for k, v in original.items())
+    large = {**TINY_CLIP, "vision_cfg": {**TINY_CLIP["vision_cfg"], "image_size": 48}}  # type: ignore[dict-item]
+    other = dataclasses.replace(tiny_config, backbone=Backbone(model_cfg=large))
+    with pytest.raises(ConfigError, match="takes patches of 48 pixels, but 'tiny' cuts them of 32"):
+        teacher_of(start, random_weights(other))

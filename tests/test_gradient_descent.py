@@ -92,7 +92,7 @@ def straightforward(
                     p_sem = teacher.scene_logits(teacher.image(x)).softmax(-1)
                 semantic = semantic_loss(model.scene_logits(model.image(x), model.encode_scenes()), p_sem)
                 g_sem = torch.autograd.grad(semantic, list(parameters.values()), allow_unused=True)
-                g, _ = project(g, dict(zip(parameters, g_sem, strict=True)), config.qgr_lambda, config.qgr_form)
+                g, *_ = project(g, dict(zip(parameters, g_sem, strict=True)), config.qgr_lambda, config.qgr_form)
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rate(step, steps)
             for name, parameter in parameters.items():

@@ -42,7 +42,11 @@ def make_history(
                     measured = HistoryRow(fold, phase, epoch, step, validation_srcc=rng.uniform(0, 1))  # type: ignore[arg-type]
                     rows.append(measured)
     curves = {phase: [0.5] * (count + 1) for phase, count in epochs.items()}
-    return rows, {"chosen": chosen, "cross_validation": {"curves": curves} if folds else None}
+    looked_at = {phase: list(range(count + 1)) for phase, count in epochs.items()}
+    return rows, {
+        "chosen": chosen,
+        "cross_validation": {"curves": curves, "looked_at": looked_at} if folds else None,
+    }
 
 
 @pytest.fixture

@@ -145,8 +145,11 @@ def test_a_cell_is_never_run_twice(task: Path, model: str, monkeypatch: pytest.M
         assert run(*args, "--shots", 8).stdout == first.stdout
     assert Path("out.jsonl").read_bytes() == before
     assert len(cells("out.jsonl")) == 2
-    run(*args, "--shots", 8, 12)
+    with monkeypatch.context() as context:
+        context.setattr(comparison, "compute_activations", lambda *_, **__: pytest.fail("read again"))
+        run(*args, "--shots", 8, 12)
     assert [c["shots"] for c in cells("out.jsonl")] == [8, 8, 12, 12]
+    Path("out.features.safetensors").write_bytes(b"damaged")
     Path("out.jsonl").write_bytes(before[:-20])
     assert run(*args, "--shots", 8).stdout == first.stdout
     again = cells("out.jsonl")

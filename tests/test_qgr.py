@@ -72,7 +72,7 @@ def test_every_parameter_of_a_model_equals_the_equation(
 ) -> None:
     """The projected gradient of all trained tensors, and the angle, equal NumPy's."""
     g_qua, g_sem = gradients
-    result, angle = project(g_qua, g_sem, strength, form)
+    result, angle, *_ = project(g_qua, g_sem, strength, form)
     qua = {n: g.numpy() for n, g in g_qua.items()}
     sem = {n: g.numpy() for n, g in g_sem.items() if g is not None}
     assert set(qua) - set(sem) == {"text_prompt.ctx"}  # the scene prompts hold no context
@@ -113,7 +113,7 @@ def split(pairs: dict[str, tuple[Any, Any]]) -> tuple[dict[str, Any], dict[str, 
 def test_it_equals_the_equation(pairs: Any, form: Any, strength: float) -> None:
     """For any gradients, zero ones included."""
     qua, sem = split(pairs)
-    result, _ = project(tensors(qua), tensors(sem), strength, form)
+    result, *_ = project(tensors(qua), tensors(sem), strength, form)
     for name, value in by_hand(qua, {n: s for n, s in sem.items()}, strength, form).items():
         np.testing.assert_allclose(result[name].numpy(), value, rtol=1e-3, atol=1e-3)
 
@@ -123,7 +123,7 @@ def test_it_equals_the_equation(pairs: Any, form: Any, strength: float) -> None:
 def test_lambda_1_is_orthogonal_or_untouched(pairs: Any) -> None:
     """Per parameter, the dot product with G_sem is zero where it was positive, and as it was elsewhere."""
     qua, sem = split(pairs)
-    result, _ = project(tensors(qua), tensors(sem), 1.0)
+    result, *_ = project(tensors(qua), tensors(sem), 1.0)
     for name in pairs:
         before = float(np.dot(qua[name].astype(np.float64), sem[name]))
         after = float(np.dot(result[name].numpy().astype(np.float64), sem[name]))
@@ -136,7 +136,7 @@ def test_lambda_1_is_orthogonal_or_untouched(pairs: Any) -> None:
 def test_lambda_1_global_is_orthogonal_as_a_whole(pairs: Any) -> None:
     """The global form brings the dot product over all parameters to zero."""
     qua, sem = split(pairs)
-    result, _ = project(tensors(qua), tensors(sem), 1.0, "global")
+    result, *_ = project(tensors(qua), tensors(sem), 1.0, "global")
     before, after = (
         sum(float(np.dot(np.asarray(g[n], dtype=np.float64), sem[n])) for n in pairs) for g in (qua, result)
     )
@@ -149,7 +149,7 @@ def test_lambda_1_global_is_orthogonal_as_a_whole(pairs: Any) -> None:
 def test_a_conflict_is_left_alone(pairs: Any, form: Any, strength: float) -> None:
     """G_sem = -G_qua and below: G is G_qua, bit for bit."""
     qua = tensors(split(pairs)[0])
-    result, angle = project(qua, {n: -2 * g for n, g in qua.items()}, strength, form)
+    result, angle, *_ = project(qua, {n: -2 * g for n, g in qua.items()}, strength, form)
     assert all(torch.equal(result[n], qua[n]) for n in qua)
     assert angle is None or angle == pytest.approx(180, abs=0.1)
 
@@ -160,7 +160,7 @@ def test_a_zero_semantic_gradient_changes_nothing(pairs: Any, form: Any) -> None
     """No NaN, no angle."""
     qua = tensors(split(pairs)[0])
     for sem in ({n: torch.zeros_like(g) for n, g in qua.items()}, {n: None for n in qua}, {}):
-        result, angle = project(qua, sem, 5.0, form)
+        result, angle, *_ = project(qua, sem, 5.0, form)
         assert angle is None and all(torch.equal(result[n], qua[n]) for n in qua)
 
 
@@ -170,7 +170,7 @@ def test_the_length_of_the_semantic_gradient_does_not_matter(pairs: Any, form: A
     """Not even where its square leaves the range of float32."""
     qua, sem = (tensors(g) for g in split(pairs))
     scaled = {n: s * factor for n, s in sem.items()}
-    (one, angle), (other, again) = (project(qua, s, 5.0, form) for s in (sem, scaled))
+    (one, angle, *_), (other, again, *_) = (project(qua, s, 5.0, form) for s in (sem, scaled))
     for name in qua:
         np.testing.assert_allclose(one[name].numpy(), other[name].numpy(), rtol=1e-3, atol=1e-3)
     assert (angle is None) == (again is None)
@@ -183,7 +183,7 @@ def test_lambda_0_returns_the_quality_gradient(pairs: Any, form: Any) -> None:
     """The values are those of G_qua, and the inputs are not written to."""
     qua, sem = (tensors(g) for g in split(pairs))
     copies = {n: g.clone() for n, g in qua.items()}
-    result, _ = project(qua, sem, 0.0, form)
+    result, *_ = project(qua, sem, 0.0, form)
     project(qua, sem, 5.0, form)
     assert all(torch.equal(result[n], copies[n]) and torch.equal(qua[n], copies[n]) for n in qua)
 

@@ -25,13 +25,20 @@ from grmp_score.cli.options import (
 from grmp_score.cli.output import destination
 from grmp_score.cli.progress import training_progress
 from grmp_score.errors import ConfigError, DataError, GrmpScoreError, TrainingDivergedError
-from grmp_score.trainer.adapt.config import FewShotConfig
+from grmp_score.trainer.adapt.config import PRESETS, FewShotConfig
 
 if TYPE_CHECKING:
     from grmp_score.scorer import Scorer
     from grmp_score.trainer.adapt.run import Adapted
     from grmp_score.trainer.data.labels import Labels
     from grmp_score.weights.folder import Weights
+
+
+def _take_preset(context: click.Context, _: click.Parameter, name: str | None) -> str | None:
+    """Makes the values of a preset the defaults, so that every option wins over them."""
+    if name is not None:
+        context.default_map = dataclasses.asdict(FewShotConfig.preset(name))
+    return name
 
 
 # The defaults are the library's own.
@@ -53,6 +60,14 @@ if TYPE_CHECKING:
     help="Folder to write; must not exist yet.  [default: that of --labels with -adapted, here]",
 )
 @model_options
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    is_eager=True,
+    callback=_take_preset,
+    help="Fine-tuning as in the paper.  paper: few images, plain SGD with all of them in every step, 210 steps.  "
+    "paper-full: many images, AdamW, 9 epochs.  Options given besides it win over its values.",
+)
 @click.option("--name", help="Name of the new weights.  [default: that of the folder]")
 @click.option(
     "--train",
@@ -63,6 +78,9 @@ if TYPE_CHECKING:
 @click.option("--head-first/--no-head-first", help="With blocks: begin with the closed form; the paper does not.")
 @click.option("--train-visual-prompts", is_flag=True, help="Also train the visual prompts of those blocks.")
 @click.option(
+    "--prompt-dropout", type=click.FloatRange(0, 1, max_open=True), help="Of the visual prompts of those blocks."
+)
+@click.option(
     "--epochs",
     type=click.IntRange(0),
     help="With prompts and blocks: most passes over the images; cross-validation chooses how many.",
@@ -72,23 +90,51 @@ if TYPE_CHECKING:
 )
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="sgd is the paper's few-shot recipe.")
 @click.option("--lr", type=float, help="Peak learning rate.  [default: by --optimizer and --train]")
+@click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), help="Of sgd.")
+@click.option("--weight-decay", type=click.FloatRange(0), help="Of everything but visual prompts.")
+@click.option(
+    "--schedule",
+    type=click.Choice(["plateau", "cosine", "constant"]),
+    help="Of the learning rate: times 0.3 whenever the training loss stops falling; down to 0; or none.",
+)
+@click.option("--warm-up-epochs", type=click.IntRange(0), help="At a rate of 1e-5 before that.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images per step.")
 @click.option(
     "--qgr-lambda",
     type=click.FloatRange(0),
     help="Strength of the gradient regularisation (eq. 8); 0 switches it off.",
 )
 @click.option(
+    "--qgr-max-kl",
+    type=click.FloatRange(0, min_open=True),
+    help="L_kl (eq. 7, in nats) above which lambda is lowered to 1, so that it does not run away.",
+)
+@click.option(
+    "--teacher",
+    metavar="NAME:TAG",
+    help="The original CLIP for eq. 7, for converted weights, which do not hold it: ViT-B-16-quickgelu:openai.  "
+    "[default: the original blocks of the start model]",
+)
+@click.option(
     "--qgr-form",
     type=click.Choice(["per_parameter", "global"]),
     help="Applied to every tensor by itself, or to all as one.",
 )
-@click.option("--crops", type=click.IntRange(1), help="Crops per image.  [default: as many as for scoring]")
-@click.option("--flips", is_flag=True, help="Also train on the mirrored crops.")
+@click.option(
+    "--crops",
+    "crops_per_image",
+    type=click.IntRange(1),
+    help="Crops that are cut from every image, to draw from.  [default: as many as for scoring]",
+)
+@click.option("--crops-per-step", type=click.IntRange(1), help="How many of them stand for an image in a step.")
+@click.option("--crops-per-epoch", type=click.IntRange(1), help="How often an image comes up in an epoch.")
+@click.option("--flips/--no-flips", help="Also train on the mirrored crops.")
 @click.option(
     "--folds",
     type=click.IntRange(0),
     help="Of the cross-validation on the training images; 0: none, all epochs are run.",
 )
+@click.option("--look-every", type=click.IntRange(1), help="Epochs from one look at the held-out fold to the next.")
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),
@@ -105,7 +151,6 @@ def command(
     test: Path | None,
     output: Path | None,
     name: str | None,
-    crops: int | None,
     resume: bool,
     **given: Any,
 ) -> None:
@@ -120,13 +165,13 @@ def command(
       grmp-score adapt --labels mine.csv --shots 100
       grmp-score adapt --labels mine.csv --test other.csv -o my-camera
       grmp-score adapt --labels mine.csv --shots 50 --train prompts --seed 1
-      grmp-score adapt --labels mine.csv --train blocks --no-head-first --optimizer sgd --epochs 30
+      grmp-score adapt --labels mine.csv --shots 50 --preset paper --qgr-max-kl 1
 
     Exit status: 0 done, 1 training failed or some test images could not be scored (named on stderr), 2 wrong
     usage or labels, 130 interrupted (continue with --resume).
     """
     settings = {field.name for field in dataclasses.fields(FewShotConfig)}
-    config = FewShotConfig(crops_per_image=crops, **{k: value for k, value in given.items() if k in settings})
+    config = FewShotConfig(**{k: value for k, value in given.items() if k in settings})
     output = output or Path(f"{labels.stem}-adapted")
     work = output.parent / f".{output.name}.partial"
     _check_folders(output, work, resume)

@@ -150,7 +150,8 @@ def training_progress() -> Iterator[Callable[[Step], None]]:
             if step.row is not None:
                 # A step reports its loss or a validation SRCC, never both: the last of each is shown.
                 if step.row.loss is not None:
-                    loss = f", loss {step.row.loss:.3f}"
+                    kl = step.row.semantic_loss
+                    loss = f", loss {step.row.loss:.3f}" + ("" if kl is None else f", L_kl {kl:.2g}")
                 if step.row.validation_srcc is not None:
                     srcc = f", validation SRCC {step.row.validation_srcc:.3f}"
                 progress.note = f"{_PHASES[step.row.phase]}{loss}{srcc}"

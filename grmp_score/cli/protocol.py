@@ -85,8 +85,8 @@ class SeveralValues(click.Command):
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File of the single results, one JSON line each; what is there is not run again.  The plot goes beside "
-    "it.  [default: that of --labels with -protocol.jsonl, here]",
+    help="File of the single results, one JSON line each; what is there is not run again.  Plot and image features "
+    "go beside it.  [default: that of --labels with -protocol.jsonl, here]",
 )
 @model_options
 @patches_option

@@ -19,6 +19,10 @@ if TYPE_CHECKING:  # neither is needed to show --help
 #: Entry of the results -> the model that it measures.
 MEASURED_MODELS = {"before": "un-adapted model", "ridge": "ridge regression", "after": "adapted model"}
 
+#: L_kl in nats beyond which little is left of what the teacher knows; with nine scenes, answering at random costs
+#: at most 2.2 on average.
+MAX_KL = 1.0
+
 #: What the adapted model is compared with, as sentences name it.
 _BASELINES = {"before": "the un-adapted model", "ridge": "the ridge regression on the un-adapted features"}
 
@@ -143,9 +147,11 @@ def write_summary(stream: IO[str], results: dict[str, Any], *, unit: str, span: 
         console.print(
             f"[dim]{measured_on(results)}  RMSE in units of {escape(printable(unit))}, after a fitted curve.[/]"
         )
-    folds = results["cross_validation"]
+    folds, qgr = results["cross_validation"], results["qgr"]
     if folds is not None:
         console.print(f"\n{cross_validation(folds)}")
+    if qgr is not None:
+        console.print(f"\n{regularisation(qgr)}")
     console.print(f"\n{conclusion(results)}{_advice(results)}")
 
 
@@ -155,6 +161,27 @@ def cross_validation(folds: dict[str, Any]) -> str:
         f"Cross-validation ({folds['folds']} folds): SRCC {_mean(folds, 'srcc')}, PLCC {_mean(folds, 'plcc')}; "
         f"un-adapted {_mean(folds['before'], 'srcc')}, ridge {_mean(folds['ridge'], 'srcc')} (mean ± spread)."
     )
+
+
+def regularisation(qgr: dict[str, Any]) -> str:
+    """How the gradient regularisation went, as sentences; says so plainly when L_kl ran away.
+
+    Args:
+        qgr: of `trainer.adapt.run.qgr_figures`.
+    """
+    kl = qgr["semantic_loss"]
+    angle = "" if qgr["angle"] is None else f"mean angle of G_qua to G_sem {qgr['angle']:.0f}°, "
+    lowered = f", lambda lowered in {qgr['lowered']:.0%} of the steps" if qgr["lowered"] else ""
+    said = (
+        f"Gradient regularisation: L_kl from {kl['first']:.2g} to {kl['last']:.2g} nats (at most "
+        f"{kl['greatest']:.2g}), {angle}{qgr['projected']:.0%} of the tensors projected{lowered}."
+    )
+    if kl["greatest"] > MAX_KL:
+        said += (
+            f"  L_kl above {MAX_KL:g} nat: the model no longer knows the scenes that its teacher sees.  A bound on "
+            "L_kl, or a lambda of 1, keeps them."
+        )
+    return said
 
 
 def write_results(stream: IO[str], results: dict[str, Any]) -> None:

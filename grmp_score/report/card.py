@@ -8,7 +8,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from grmp_score.display import printable
-from grmp_score.report.adaptation import MEASURED_MODELS, conclusion, cross_validation, measured_on
+from grmp_score.report.adaptation import MEASURED_MODELS, conclusion, cross_validation, measured_on, regularisation
 from grmp_score.report.text import interval, number, templates
 
 if TYPE_CHECKING:  # these take seconds to import
@@ -25,17 +25,25 @@ _SETTINGS = {
     "train": "trained",
     "head_first": "closed form first",
     "train_visual_prompts": "visual prompts trained",
+    "prompt_dropout": "dropout of the visual prompts",
     "optimizer": "optimizer",
     "lr": "learning rate",
+    "momentum": "momentum (SGD)",
+    "weight_decay": "weight decay",
+    "schedule": "schedule of the learning rate",
+    "warm_up_epochs": "epochs of warm-up",
     "epochs": "most epochs",
     "text_first_epochs": "most epochs of the text side alone",
     "batch_size": "images per step",
     "crops_per_image": "crops per image",
     "crops_per_step": "crops per image and step",
+    "crops_per_epoch": "times an image comes up in an epoch",
     "flips": "mirrored crops",
     "qgr_lambda": "lambda of eq. (8)",
     "qgr_form": "form of eq. (8)",
+    "qgr_max_kl": "L_kl above which lambda is 1",
     "folds": "folds",
+    "look_every": "epochs between two looks at a fold",
 }
 
 #: Those that matter without gradient descent.
@@ -121,6 +129,7 @@ def model_card(config: ModelConfig, start: Weights, *, folder: str, repo: str | 
         measured_on=measured_on(results) if measured else "",
         conclusion=conclusion(results),
         cross_validation=cross_validation(folds) if folds else "",
+        regularisation=regularisation(results["qgr"]) if results["qgr"] else "",
         repo=repo,
         folder=folder,
         licence=licence,

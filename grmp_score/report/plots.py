@@ -23,10 +23,11 @@ _FINAL, _FOLD, _MEAN, _MARK = "tab:blue", "0.7", "tab:orange", "tab:red"
 
 
 def plot_training(history: Sequence[HistoryRow], results: dict[str, Any], path: Path) -> None:
-    """Loss, SRCC on the held-out folds and the angle between G_qua and G_sem (the paper's figure 4), by step.
+    """Loss, SRCC on the held-out folds, L_kl, the angle between G_qua and G_sem (the paper's figure 4) and the
+    share of tensors that eq. (8) projects, by step.
 
-    One column per phase, one row per quantity that there is: no SRCC without folds, no angle without QGR.  The
-    final run is drawn step by step, folds by their mean over every epoch.
+    One column per phase, one row per quantity that there is: no SRCC without folds, the last three with QGR alone.
+    The final run is drawn step by step, folds by their mean over every epoch.
 
     Args:
         history: `Adapted.history`; not empty.
@@ -41,7 +42,9 @@ def plot_training(history: Sequence[HistoryRow], results: dict[str, Any], path: 
     quantities: dict[str, Callable[[HistoryRow], float | None]] = {
         "loss (eq. 3)": lambda row: row.loss,
         "SRCC on held-out fold": lambda row: row.validation_srcc,
+        "L_kl (eq. 7), nats": lambda row: row.semantic_loss,
         "angle (degrees)\nof G_qua to G_sem": lambda row: row.angle,
+        "share of tensors\nprojected (eq. 8)": lambda row: row.projected,
     }
     rows = [(name, value) for name, value in quantities.items() if any(value(row) is not None for row in history)]
     figure.set_size_inches(1.5 + 4.5 * len(phases), 0.9 + 2.3 * len(rows))
@@ -58,7 +61,8 @@ def plot_training(history: Sequence[HistoryRow], results: dict[str, Any], path: 
             points = [(row.step, y) for row in own if row.fold is None and (y := value(row)) is not None]
             _line(axes, points, _FINAL, "final run, all shots")
             if name.startswith("SRCC"):
-                means = [(epoch * steps, y) for epoch, y in enumerate(folds["curves"][phase])]
+                looks = zip(folds["looked_at"][phase], folds["curves"][phase], strict=True)
+                means = [(epoch * steps, y) for epoch, y in looks]
                 _line(axes, means, _MEAN, "mean over folds")
             if name.startswith("angle"):
                 axes.axhline(90, color="black", linewidth=0.8, linestyle="--", label="90°")

@@ -6,6 +6,7 @@ goes on, and further methods, shots or splits are added to what is there.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,9 +20,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from grmp_score import __version__
 from grmp_score.errors import ConfigError, DataError, TrainingDivergedError
+from grmp_score.files import replacing
 from grmp_score.scorer import Scorer
 from grmp_score.trainer.adapt.checkpoint import WITHOUT_EFFECT
 from grmp_score.trainer.adapt.config import FewShotConfig
@@ -137,7 +141,7 @@ def compare(
         labels: images and opinion scores; with ``references`` these decide what stays on one side.
         methods: of `make_methods`.
         config: what is measured.
-        file: of the cells; JSON lines.
+        file: of the cells; JSON lines.  Image features are kept beside it, as ``.features.safetensors``.
         split_by: where the references come from, for the record.
         progress: called after every image, step and cell; what it raises stops the run like Ctrl-C.
 
@@ -159,7 +163,8 @@ def compare(
     done, failures = 0, []
     activations: Activations | None = None
     if any(not method.reads_images for method, _, _ in missing):
-        activations = _activations(scorer, labels, lambda n: report(Step("reading", n, len(labels))))
+        features = file.with_suffix(".features.safetensors")
+        activations = _activations(scorer, labels, features, lambda n: report(Step("reading", n, len(labels))))
     for cells in _by_run(missing):
         method, shots, split = cells[0]
         where = f"{shots} shots, split {split}, {method.name}"
@@ -190,6 +195,7 @@ def compare(
                         "n_test": figures["n"],
                         **{name: figures[name] for name in ("srcc", "plcc", "krcc", "plcc_logistic", "rmse")},
                         "chosen": results["chosen"],
+                        "qgr": results["qgr"] if key[0].measured == "after" else None,
                         "seconds": round(time.monotonic() - began, 3),
                         "model": scorer.config.name,
                         "labels": labels.source.name,
@@ -292,10 +298,16 @@ def _measure(
     ).results
 
 
-def _activations(scorer: Scorer, labels: Labels, progress: Callable[[int], None]) -> Activations:
-    """Image features of all labels, which methods that leave the image tower's blocks alone need and no more."""
+def _activations(scorer: Scorer, labels: Labels, file: Path, progress: Callable[[int], None]) -> Activations:
+    """What methods that leave the image tower's blocks alone need of all images; kept in a file for later runs."""
+    stats = [(str(path), status.st_size, status.st_mtime_ns) for path in labels.paths for status in [path.stat()]]
+    key = hashlib.sha256(scorer.settings_key + json.dumps(stats).encode()).hexdigest()
+    with contextlib.suppress(OSError, SafetensorError), safe_open(file, "pt") as kept:
+        if kept.metadata().get("key") == key:
+            features, pooled = (kept.get_tensor(name) for name in ("features", "pooled"))
+            return Activations(None, features, None, scorer.preprocess.patches, pooled)
     read = iter(range(1, len(labels) + 1))
-    return compute_activations(
+    made = compute_activations(
         scorer.model,
         labels,
         CropReader.of(scorer),
@@ -305,6 +317,10 @@ def _activations(scorer: Scorer, labels: Labels, progress: Callable[[int], None]
         dtype=torch.float32,
         progress=lambda _: progress(next(read)),
     )
+    assert made.pooled is not None
+    with replacing(file) as temporary:
+        save_file({"features": made.features, "pooled": made.pooled}, temporary, metadata={"key": key})
+    return made
 
 
 def _versions() -> dict[str, str]:

@@ -35,23 +35,8 @@ class Method:
 
 
 def paper_config(qgr_lambda: float) -> FewShotConfig:
-    """The paper's few-shot recipe as the authors' code has it: plain SGD from the start model, no closed form,
-    full batches, some 210 steps; lambda 0 is without QGR."""
-    return FewShotConfig(
-        train="blocks",
-        head_first=False,
-        optimizer="sgd",
-        lr=1e-3,
-        weight_decay=1e-4,
-        momentum=0.0,
-        batch_size=192,
-        epochs=210,
-        warm_up_epochs=0,
-        crops_per_step=1,
-        flips=True,
-        qgr_lambda=qgr_lambda,
-        precision="float32",
-    )
+    """The paper's few-shot recipe, as `FewShotConfig.preset` has it; lambda 0 is without QGR."""
+    return FewShotConfig.preset("paper", qgr_lambda=qgr_lambda, precision="float32")
 
 
 def make_methods(names: Iterable[str] = METHODS, qgr_lambdas: Sequence[float] = (0.0, 5.0)) -> list[Method]:

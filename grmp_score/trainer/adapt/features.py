@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -55,29 +55,49 @@ def computing(device: torch.device, precision: Precision) -> torch.autocast:
 # ----------------------------------------------------------------- the teacher
 
 
-def teacher_of(weights: Weights) -> tuple[QualityCLIP, str]:
+def teacher_of(weights: Weights, base: Weights | None = None) -> tuple[QualityCLIP, str]:
     """V_sem of eq. (7), the original dual encoder without visual prompts, and what it is, in words.
 
-    Weights that do not hold the original of an adapted block (official checkpoints) can only offer the adapted one.
+    Args:
+        weights: where training starts.  Those that do not hold the original of an adapted block (converted
+            checkpoints) can only offer the adapted one.
+        base: the original dual encoder, where that is somewhere else.
+
+    Raises:
+        ConfigError: the base takes other patches than the start model.
     """
-    config = weights.config
+    config, source = weights.config, weights if base is None else base
     prompts = dataclasses.replace(config.prompts, n_visual=0, prompt_norm=False)
-    model = QualityCLIP(dataclasses.replace(config, prompts=prompts))
-    original = weights.backbone_state()
-    adapted = {k.removeprefix("clip."): v for k, v in weights.adapter.items() if k.startswith("clip.")}
+    model = QualityCLIP(dataclasses.replace(config, backbone=source.config.backbone, prompts=prompts))
+    size = model.clip.visual.image_size[0]
+    if size != config.preprocess.patch_size:
+        raise ConfigError(
+            f"the teacher {source.config.name!r} takes patches of {size} pixels, but "
+            f"{config.name!r} cuts them of {config.preprocess.patch_size}"
+        )
+    original = source.backbone_state()
+    adapted = {k.removeprefix("clip."): v for k, v in source.adapter.items() if k.startswith("clip.")}
     model.clip.load_state_dict({k: v.to(torch.float32) for k, v in {**adapted, **original}.items()})
     model.refresh_text()
     model.requires_grad_(False)
+    if base is not None:
+        return model.eval(), source.config.backbone.name or source.config.name
     is_original = adapted.keys() <= original.keys()
     return model.eval(), "original backbone" if is_original else "start model without visual prompts"
 
 
-def same_image_side(model: QualityCLIP, teacher: QualityCLIP) -> bool:
-    """Whether both compute the same image features: no visual prompts, and equal image towers."""
-    if model.visual_prompts is not None or teacher.visual_prompts is not None:
-        return False
-    theirs = teacher.clip.visual.state_dict()
-    return all(torch.equal(v, theirs[k]) for k, v in model.clip.visual.state_dict().items())
+def shared_part(model: QualityCLIP, teacher: QualityCLIP) -> Literal["tower", "trunk"] | None:
+    """How far both compute the same of an image: the features, the tokens that leave the trunk, or nothing."""
+    ours, theirs = model.clip.visual.state_dict(), teacher.clip.visual.state_dict()
+    if model.visual_prompts is not None or teacher.visual_prompts is not None or ours.keys() != theirs.keys():
+        return None
+    trunk = model.image.trunk_blocks
+    above = ("ln_post.", "proj", *(f"transformer.resblocks.{i}." for i in range(trunk, len(ours))))
+    differ = [k for k, v in ours.items() if not torch.equal(v, theirs[k])]
+    if not differ:
+        return "tower"
+    same = teacher.image.trunk_blocks == trunk and all(name.startswith(above) for name in differ)
+    return "trunk" if same else None
 
 
 # ---------------------------------------------------- images -> crops -> features
@@ -151,20 +171,38 @@ def run_frozen(
     precision: Precision,
     teacher: QualityCLIP | None = None,
     *,
-    share_tower: bool = False,
+    shared: Literal["tower", "trunk"] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> FrozenPass:
-    """Runs crops [C, 3, S, S] through the model; ``share_tower``: the teacher has the same image side."""
+    """Runs crops [C, 3, S, S] through the model, and through the teacher as far as it is not the same.
+
+    Args:
+        model: before anything is trained.
+        crops: normalised.
+        precision: of the computing.
+        teacher: V_sem of eq. (7).
+        shared: of `shared_part`.
+        dtype: in which the tokens will be kept.  They are rounded to it before the blocks above run, so that
+            features and p_sem are those that training finds at its start: L_kl is then not that of the rounding.
+    """
     device = model.text_features.device
 
     def run(part: Tensor) -> FrozenPass:
         part = part.to(device)
         with computing(device, precision):
             tokens = model.image.trunk(part)
+            if dtype is not None:
+                tokens = tokens.to(dtype).to(torch.float32)
             pooled = model.image.pool(tokens)
             features = model.image.project(pooled).float()
             if teacher is None:
                 return FrozenPass(tokens, pooled, features, features[:, :0])
-            semantic = features if share_tower else teacher.image(part).float()
+            if shared == "tower":
+                semantic = features
+            elif shared == "trunk":
+                semantic = teacher.image.head(tokens).float()
+            else:
+                semantic = teacher.image(part).float()
             return FrozenPass(tokens, pooled, features, teacher.scene_logits(semantic).softmax(dim=-1))
 
     parts = on_all_cores(run, parts_of(crops, device))
@@ -181,7 +219,8 @@ class Activations:
     Attributes:
         tokens: [n, C, 1 + N, W] entering the first trainable block, float16 or float32, in memory or in a mapped
             file; None when no block of the image tower is trained.
-        features: L2-normalised image features [n, C, D], float32, of the model that training starts from.
+        features: L2-normalised image features [n, C, D], float32, of the model that training starts from, made of
+            the tokens as they are kept.
         scenes: the teacher's p_sem [n, C, 9], float32; None without QGR.
         plain: the first ``plain`` crops are not mirrored, as at scoring.
         pooled: what the features are projected from [n, C, F], in the tokens' dtype; None unless asked for.
@@ -259,7 +298,7 @@ def compute_activations(
         GrmpScoreError: tokens do not fit ``dtype`` or the disk.
     """
     plain = reader.preprocess.patches
-    share_tower = teacher is not None and same_image_side(model, teacher)
+    shared = None if teacher is None else shared_part(model, teacher)
     shape = (len(labels), plain * (1 + flips))  # n, C
     tokens: Tensor | None = None
     features = torch.empty(*shape, model.text_features.shape[1])
@@ -274,7 +313,8 @@ def compute_activations(
             ) from crops
         if flips:
             crops = torch.cat([crops, crops.flip(-1)])
-        made = run_frozen(model, crops, precision, teacher, share_tower=share_tower)
+        rounded = dtype if keep_tokens else None
+        made = run_frozen(model, crops, precision, teacher, shared=shared, dtype=rounded)
         features[i] = made.features.cpu()
         if scenes is not None:
             scenes[i] = made.scenes.cpu()

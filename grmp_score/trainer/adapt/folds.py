@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grmp_score.errors import DataError
+from grmp_score.trainer.adapt.config import FewShotConfig
 from grmp_score.trainer.data.labels import Indices, Labels
 from grmp_score.trainer.data.splits import folds
 
@@ -42,9 +43,9 @@ class Fold:
         """Targets of the held-out rows."""
         return self.targets[self.held_out]
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Batches in a pass over the training rows."""
-        return math.ceil(len(self.rows) / batch_size)
+    def steps_per_epoch(self, config: FewShotConfig) -> int:
+        """Batches in an epoch, in which every training row comes up ``crops_per_epoch`` times."""
+        return math.ceil(len(self.rows) * config.crops_per_epoch / config.batch_size)
 
 
 def all_rows(shots: Labels) -> Fold:

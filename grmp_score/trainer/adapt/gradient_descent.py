@@ -6,6 +6,7 @@ continues to the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from grmp_score.trainer.adapt.features import Activations, computing
 from grmp_score.trainer.adapt.folds import Fold
 from grmp_score.trainer.adapt.optimizer import Stage, make_optimizer
 from grmp_score.trainer.adapt.parameters import set_values, values_of
-from grmp_score.trainer.adapt.qgr import project, semantic_loss
+from grmp_score.trainer.adapt.qgr import NOISE, Projection, project, semantic_loss
 from grmp_score.trainer.metrics import srcc
 
 #: Crops that go through the image blocks together; a batch is worked off in such parts and its gradients summed.
@@ -37,7 +38,7 @@ class GradientDescent:
     Attributes:
         intact: False only while the state changes; it must not be saved then.
         history: one row per step and per look at the held-out rows.
-        looks: by stage, p(high) [V] of the held-out rows before it and after each of its epochs.
+        looks: by stage, p(high) [V] of the held-out rows after each of the epochs `Stage.looks`.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class GradientDescent:
     @property
     def steps_per_epoch(self) -> int:
         """Steps in a pass over the training rows."""
-        return self.fold.steps_per_epoch(self.config.batch_size)
+        return self.fold.steps_per_epoch(self.config)
 
     @property
     def steps_done(self) -> int:
@@ -98,7 +99,8 @@ class GradientDescent:
         while self._stage < len(self.stages):
             stage = self.stages[self._stage]
             epoch, position = divmod(self._step, self.steps_per_epoch)
-            if len(self.fold.held_out) and position == 0 and len(self.looks[stage.name]) == epoch:
+            looked = len(self.looks[stage.name])
+            if len(self.fold.held_out) and position == 0 and stage.looks[looked : looked + 1] == [epoch]:
                 self._look(stage, epoch)
             elif epoch < stage.stop:
                 self._take_step(stage)
@@ -120,16 +122,26 @@ class GradientDescent:
 
     def _take_step(self, stage: Stage) -> None:
         loss, semantic, g_qua, g_sem = self.gradients(stage, *self.batch(stage, self._step))
-        angle = None
+        qgr: dict[str, float | None] = {}
         if semantic is not None:
-            g_qua, angle = project(g_qua, g_sem, self.config.qgr_lambda, self.config.qgr_form)
+            strength = self._strength(semantic)
+            made = Projection(g_qua, None, (), len(g_sem))
+            if not semantic <= NOISE[self.precision]:
+                made = project(g_qua, g_sem, strength, self.config.qgr_form)
+            g_qua = made.gradient
+            qgr = {
+                "semantic_loss": semantic,
+                "angle": made.angle,
+                "projected": made.share,
+                "qgr_lambda": strength,
+            }
         if not (math.isfinite(loss + (semantic or 0.0)) and all(bool(g.isfinite().all()) for g in g_qua.values())):
             where = "the final run" if self.fold.number is None else f"fold {self.fold.number + 1}"
             raise TrainingDivergedError(
                 f"the loss or its gradient is not finite in {where}, phase {stage.name!r}, step {self._step + 1}",
                 hint="Use lower learning rates, or a smaller qgr_lambda",
             )
-        rate = stage.learning_rate(self._step, self.steps_per_epoch)
+        rate = stage.learning_rate(self._step, self.steps_per_epoch, self._losses_of(stage))
         assert self._optimizer is not None
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -138,8 +150,19 @@ class GradientDescent:
         self.intact = False
         self._optimizer.step()
         self._step += 1
-        self._record(stage, loss=loss, semantic_loss=semantic, angle=angle, learning_rate=rate)
+        self._record(stage, loss=loss, learning_rate=rate, **qgr)
         self.intact = True
+
+    def _strength(self, semantic: float) -> float:
+        """lambda of eq. (8) at this L_kl."""
+        bound, strength = self.config.qgr_max_kl, self.config.qgr_lambda
+        return min(1.0, strength) if bound is not None and semantic > bound else strength
+
+    def _losses_of(self, stage: Stage) -> list[float]:
+        """L_ce of the steps that the stage has taken so far, where its schedule asks for them."""
+        if stage.schedule != "plateau":
+            return []
+        return [row.loss for row in self.history if row.phase == stage.name and row.loss is not None]
 
     def _enter_stage(self) -> None:
         """Makes the optimizer of the stage at hand, and nothing else differentiable."""
@@ -182,9 +205,11 @@ class GradientDescent:
         text_side = [self._parameters[name] for name in stage.text_side]
         losses = [0.0 for _ in texts]
         sums: list[list[Tensor | None]] = [[None] * (1 + len(image_side)) for _ in texts]
-        for part in torch.split(torch.arange(len(images)), CHUNK if image_side else len(images)):
+        parts = torch.split(torch.arange(len(images)), CHUNK if image_side else len(images))
+        for number, part in enumerate(parts):
             share = len(part) / len(images)
-            features = self._features(images[part], crops[part], changed=bool(image_side))
+            with self._dropout(stage, number):
+                features = self._features(images[part], crops[part], changed=bool(image_side))
             for k, loss in enumerate(self._losses(features, texts, images[part], crops[part])):
                 losses[k] += share * loss.item()
                 found = torch.autograd.grad(
@@ -224,6 +249,23 @@ class GradientDescent:
         with computing(self.device, self.precision):
             return self.model.image.head(tokens).float()
 
+    @contextlib.contextmanager
+    def _dropout(self, stage: Stage, number: int) -> Iterator[None]:
+        """Inside, visual prompts drop out, as drawn for this part of the step at hand."""
+        prompts, rate = self.model.visual_prompts, self.config.prompt_dropout
+        if prompts is None or not rate or not stage.image_side:
+            yield
+            return
+        usual, prompts.dropout.p = prompts.dropout.p, rate
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(int(self._rng(stage, 2, self._step).integers(2**62)) + number)
+            prompts.train()
+            try:
+                yield
+            finally:
+                prompts.eval()
+                prompts.dropout.p = usual
+
     @torch.no_grad()
     def _predict_held_out(self, *, changed: bool) -> list[float]:
         """p(high) of the held-out rows [V], mean over the crops as cut for scoring, by the current parameters."""
@@ -240,7 +282,8 @@ class GradientDescent:
     def batch(self, stage: Stage, step: int) -> tuple[Tensor, Tensor]:
         """Rows [B] and crops of each [B, K] that a step of a stage learns from."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = self._rng(stage, 0, epoch).permutation(self.fold.rows)
+        rows = np.repeat(self.fold.rows, self.config.crops_per_epoch)
+        order = self._rng(stage, 0, epoch).permutation(rows)
         images = order[position * self.config.batch_size : (position + 1) * self.config.batch_size]
         count = self.activations.features.shape[1]
         # Constant features cost nothing, so every crop is used; otherwise some are drawn.

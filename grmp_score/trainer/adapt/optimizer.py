@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,12 @@ from torch import nn
 from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.trainer.adapt.config import FewShotConfig
 from grmp_score.trainer.adapt.parameters import VISUAL_PROMPTS, on_image_side, trained_names
+
+#: What the learning rate is multiplied by on a plateau (the authors' code).
+PLATEAU_FACTOR = 0.3
+#: A plateau: epochs, one after another, whose mean loss is not below the least so far by this share of it.  The
+#: authors' patience is not known.
+PLATEAU_EPOCHS, PLATEAU_SHARE = 10, 1e-4
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class Stage:
         lr: peak learning rate.
         warm_up_lr: learning rate of the warm-up; never above ``lr``.
         warm_up_epochs: at the start.
+        schedule: of the learning rate after that.
+        look_every: epochs from one look at the held-out rows to the next.
     """
 
     name: Literal["text", "all"]
@@ -38,6 +46,8 @@ class Stage:
     lr: float
     warm_up_lr: float
     warm_up_epochs: int
+    schedule: Literal["plateau", "cosine", "constant"] = "cosine"
+    look_every: int = 1
 
     @property
     def text_side(self) -> list[str]:
@@ -49,13 +59,38 @@ class Stage:
         """The parameters that do; without any, image features are constants and no image block is run."""
         return [name for name in self.names if on_image_side(name)]
 
-    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """Of step 0, 1, ...: constant while warming up, then half a cosine down to 0 (CoOp)."""
+    @property
+    def looks(self) -> list[int]:
+        """Numbers of epochs after which the held-out rows are looked at: 0, some, and all."""
+        return [*range(0, self.epochs, self.look_every), self.epochs]
+
+    def learning_rate(self, step: int, steps_per_epoch: int, losses: Sequence[float] = ()) -> float:
+        """Of step 0, 1, ...: constant while warming up, then by the schedule.
+
+        ``losses``: of the steps before, for the schedule ``"plateau"``.
+        """
         warm_up = self.warm_up_epochs * steps_per_epoch
         if step < warm_up:
             return min(self.warm_up_lr, self.lr)
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "plateau":
+            return self.lr * PLATEAU_FACTOR ** plateaus(losses[warm_up:step], steps_per_epoch)
         done = (step - warm_up) / max(1, self.epochs * steps_per_epoch - warm_up)
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def plateaus(losses: Sequence[float], steps_per_epoch: int) -> int:
+    """How often the mean loss of an epoch has stopped falling, over the whole epochs among these steps' losses."""
+    count, waited, least = 0, 0, math.inf
+    for begin in range(0, len(losses) - steps_per_epoch + 1, steps_per_epoch):
+        mean = math.fsum(losses[begin : begin + steps_per_epoch]) / steps_per_epoch
+        waited += 1
+        if mean < least * (1 - PLATEAU_SHARE):
+            least, waited = mean, 0
+        if waited == PLATEAU_EPOCHS:
+            count, waited = count + 1, 0
+    return count
 
 
 def stages_of(model: QualityCLIP, config: FewShotConfig) -> list[Stage]:
@@ -64,7 +99,8 @@ def stages_of(model: QualityCLIP, config: FewShotConfig) -> list[Stage]:
     stages = []
     if config.text_first_epochs:
         text, epochs = tuple(name for name in names if not on_image_side(name)), config.text_first_epochs
-        stages.append(Stage("text", text, epochs, epochs, "adamw", config.text_first_lr, config.text_first_lr, 0))
+        rate, every = config.text_first_lr, config.look_every
+        stages.append(Stage("text", text, epochs, epochs, "adamw", rate, rate, 0, look_every=every))
     if config.epochs and names:
         stages.append(
             Stage(
@@ -76,6 +112,8 @@ def stages_of(model: QualityCLIP, config: FewShotConfig) -> list[Stage]:
                 lr=config.learning_rate,
                 warm_up_lr=config.warm_up_lr,
                 warm_up_epochs=config.warm_up_epochs,
+                schedule=config.schedule,
+                look_every=config.look_every,
             )
         )
     return stages

@@ -34,7 +34,7 @@ from grmp_score.trainer.adapt.train import Trainer, Validation, summary
 from grmp_score.trainer.data.labels import Labels
 from grmp_score.trainer.data.splits import divide
 from grmp_score.trainer.evaluation import MIN_ROWS
-from grmp_score.weights.folder import Weights, adapter_of
+from grmp_score.weights.folder import Weights, adapter_of, load_base
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,9 @@ class Adapted:
             ``"cross-validation"`` (too few rows left for testing: out-of-fold predictions for the shots; the number
             of epochs was chosen on the same folds, so ``after`` flatters a little), or None (neither; the three
             are None).  Further ``cross_validation`` (``srcc_mean``, ``srcc_std``, ``plcc_mean`` and ``plcc_std`` at
-            the chosen epochs, ``folds``, the same four for ``before`` and ``ridge``, and in ``curves`` the mean
-            SRCC by phase and epoch; None without folds), ``chosen`` (epochs by phase: ``head``, ``text``, ``all``),
+            the chosen epochs, ``folds``, the same four for ``before`` and ``ridge``, in ``curves`` the mean SRCC by
+            phase at each look, and in ``looked_at`` after how many epochs these were; None without folds),
+            ``chosen`` (epochs by phase: ``head``, ``text``, ``all``), ``qgr`` (of `qgr_figures`; None without QGR),
             ``n_test``, ``shots``, ``seed``, ``unscored`` (unreadable test images: file name, row, error),
             ``precision`` (of the training; ``measured_in`` of the figures, with ``checked`` the largest
             difference from float32 that was seen in p(high)).
@@ -136,7 +137,9 @@ def adapt(
         computing = {**reader.settings, "precision": precision, "device": scorer.device.type}
         identity = identity_of(config, shots, model.state_dict(), computing)
     checkpoint = Checkpoint(folder, identity, config.checkpoint_seconds, resume=resume)
-    teacher, teacher_name = teacher_of(weights) if config.uses_qgr else (None, None)
+    teacher, teacher_name = None, None
+    if config.uses_qgr:
+        teacher, teacher_name = teacher_of(weights, None if config.teacher is None else load_base(config.teacher))
     if activations is None:
         images = itertools.count(1)
         kept = compute_activations(
@@ -187,6 +190,7 @@ def adapt(
         **figures,
         "cross_validation": cross_validation,
         "chosen": {**({"head": 1} if config.fits_head else {}), **{stage.name: stage.stop for stage in stages}},
+        "qgr": qgr_figures(checkpoint.history, config.qgr_lambda),
         "shots": len(shots),
         "seed": config.seed,
         "precision": precision,
@@ -236,9 +240,32 @@ def _validated(
         "before": summary([before[fold.held_out] for fold in folds], folds),
         "ridge": summary(ridge, folds),
         "curves": validation.curves,
+        "looked_at": validation.looked_at,
     }
     joined = [join_held_out(of_folds, folds, shots) for of_folds in (ridge, validation.held_out)]
     return figures, Predictions(shots, before, *joined)
+
+
+def qgr_figures(history: Sequence[HistoryRow], qgr_lambda: float) -> dict[str, Any] | None:
+    """How eqs. (7) and (8) went in the final run, or on the folds where that took no step; None without QGR.
+
+    Returns:
+        ``semantic_loss`` (L_kl in nats: ``first``, ``last``, ``greatest``), and over the steps the means ``angle``
+        (degrees, of those that have one), ``projected`` (share of the tensors) and ``lowered`` (share of the steps
+        in which lambda was lowered).
+    """
+    rows = [row for row in history if row.semantic_loss is not None]
+    rows = [row for row in rows if row.fold is None] or rows
+    if not rows:
+        return None
+    losses = [row.semantic_loss for row in rows if row.semantic_loss is not None]
+    angles = [row.angle for row in rows if row.angle is not None]
+    return {
+        "semantic_loss": {"first": losses[0], "last": losses[-1], "greatest": max(losses)},
+        "angle": float(np.mean(angles)) if angles else None,
+        "projected": float(np.mean([row.projected or 0.0 for row in rows])),
+        "lowered": float(np.mean([row.qgr_lambda != qgr_lambda for row in rows])),
+    }
 
 
 def _finish(model: QualityCLIP, values: Mapping[str, Tensor], start: Weights) -> dict[str, Tensor]:

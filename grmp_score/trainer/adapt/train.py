@@ -32,12 +32,14 @@ class Validation:
     Attributes:
         stages: of gradient descent, each with the best number of epochs as its ``stop``.
         held_out: p(high) of every fold's held-out rows after them.
-        curves: by phase (``"head"`` and the stages) mean SRCC over folds, before it and after each epoch.
+        curves: by phase (``"head"`` and the stages) mean SRCC over folds, at each look.
+        looked_at: by phase the numbers of epochs after which these were.
     """
 
     stages: list[Stage]
     held_out: list[Array]
     curves: dict[str, list[float]]
+    looked_at: dict[str, list[int]]
 
 
 class Trainer:
@@ -66,13 +68,14 @@ class Trainer:
         """Trains on every fold.
 
         The stages of gradient descent are settled one after another; each starts from the best epoch of those
-        before, and all its epochs are tried, 0 included.  The closed form is not put to the test: it keeps to the
-        un-adapted model by itself as far as the labels do not speak against it, and some thirty held-out images
-        cannot judge it better.
+        before, and all its looks are compared, epoch 0 included.  The closed form is not put to the test: it keeps
+        to the un-adapted model by itself as far as the labels do not speak against it, and some thirty held-out
+        images cannot judge it better.
         """
         steps = _Steps("cross-validation", self.report)
-        steps.total = len(folds) * self.config.fits_head + steps_to_come(folds, stages, self.config.batch_size)
+        steps.total = len(folds) * self.config.fits_head + steps_to_come(folds, stages, self.config)
         curves: dict[str, list[float]] = {}
+        looked_at: dict[str, list[int]] = {"head": [0, 1]} if self.config.fits_head else {}
         held_out: list[Array] = []
         starts = [_Start(dict(self.start), self.activations) for _ in folds]
         if self.config.fits_head:
@@ -86,17 +89,18 @@ class Trainer:
                 for fold, start in zip(folds, starts, strict=True)
             ]
             looks = [[np.array(look) for look in training.looks[stage.name]] for training in trained]
-            epochs, curves[stage.name] = best_epoch(looks, folds)
-            held_out = [looks_of_fold[epochs] for looks_of_fold in looks]
-            settled.append(dataclasses.replace(stage, stop=epochs))
+            best, curves[stage.name] = best_epoch(looks, folds)
+            looked_at[stage.name] = stage.looks
+            held_out = [looks_of_fold[best] for looks_of_fold in looks]
+            settled.append(dataclasses.replace(stage, stop=stage.looks[best]))
             to_come = [*settled, *stages[at + 1 :]]
-            steps.total = len(folds) * self.config.fits_head + steps_to_come(folds, to_come, self.config.batch_size)
-        return Validation(settled, held_out, curves)
+            steps.total = len(folds) * self.config.fits_head + steps_to_come(folds, to_come, self.config)
+        return Validation(settled, held_out, curves, looked_at)
 
     def train(self, fold: Fold, stages: Sequence[Stage]) -> dict[str, Tensor]:
         """Values of everything that is trained, from the rows of a fold."""
         steps = _Steps("training", self.report)
-        steps.total = self.config.fits_head + fold.steps_per_epoch(self.config.batch_size) * sum(
+        steps.total = self.config.fits_head + fold.steps_per_epoch(self.config) * sum(
             stage.stop for stage in stages
         )
         start = _Start(dict(self.start), self.activations)
@@ -192,10 +196,10 @@ class _Steps:
 
 
 def best_epoch(looks: Sequence[Sequence[Array]], folds: Sequence[Fold]) -> tuple[int, list[float]]:
-    """The epoch with the best mean SRCC over folds, the earliest of equals, and all means.
+    """Number of the look with the best mean SRCC over folds, the earliest of equals, and all means.
 
     Args:
-        looks: of every fold and epoch, p(high) of the held-out rows; equal ones count as uncorrelated.
+        looks: of every fold, one after another, p(high) of the held-out rows; equal ones count as uncorrelated.
         folds: which rows these are.
     """
     table = np.array(
@@ -205,13 +209,13 @@ def best_epoch(looks: Sequence[Sequence[Array]], folds: Sequence[Fold]) -> tuple
     return int(np.argmax(means)), [float(m) for m in means]
 
 
-def steps_to_come(folds: Sequence[Fold], stages: Sequence[Stage], batch_size: int) -> int:
+def steps_to_come(folds: Sequence[Fold], stages: Sequence[Stage], config: FewShotConfig) -> int:
     """Steps of gradient descent in a whole cross-validation.
 
     To settle a stage those before it are repeated on every fold, up to their ``stop``.
     """
     epochs = sum(sum(earlier.stop for earlier in stages[:at]) + stage.epochs for at, stage in enumerate(stages))
-    return epochs * sum(fold.steps_per_epoch(batch_size) for fold in folds)
+    return epochs * sum(fold.steps_per_epoch(config) for fold in folds)
 
 
 def summary(predictions: Sequence[Array], folds: Sequence[Fold]) -> dict[str, Any]:
