@@ -20,6 +20,7 @@ from grmp_score.trainer.adapt import FewShotConfig, adapt
 from grmp_score.trainer.data.labels import Labels, read_labels
 from grmp_score.trainer.methods import METHODS, make_methods
 from grmp_score.trainer.metrics import bootstrap_interval
+from grmp_score.weights import load, with_prompts
 
 from . import cli_tools
 from .cli_tools import assert_usage_error
@@ -242,6 +243,14 @@ def test_mistakes_are_one_line(task: Path, model: str, args: list[str], pattern:
     words = [str(task / "set.csv") if word == "SET" else word for word in args]
     assert_usage_error(run(*words, "-m", model), pattern)
     assert (task / "set.csv").read_bytes() == before
+
+
+def test_a_model_without_context_has_no_coop(task: Path, model: str, tmp_path: Path) -> None:
+    """Two texts written by hand leave nothing for CoOp to train; the other methods go on from them."""
+    with_prompts(load(model)).save(tmp_path / "by-hand")
+    args = ("--labels", task / "set.csv", "-m", tmp_path / "by-hand", "--shots", 8, "--splits", 1)
+    assert_usage_error(run(*args, "--methods", "coop"), "coop: tiny has no text context to train")
+    assert run(*args, "--methods", "un-adapted", "closed-form").exit_code == 0
 
 
 def test_all_methods_have_settings() -> None:

@@ -188,7 +188,10 @@ def command(
     note_left_out(tested or known, divide(known, config.shots, config.seed, tested).left_out)
     try:
         adapted = _adapt(scorer, known, tested, config, work, resume)
-        weights = _publish(adapted, scorer.weights, output, name, model=given["model"], test=test)
+        measured = adapted.results["measured_on"] == "test"  # not where all of a test file was left out
+        weights = _publish(
+            adapted, scorer.weights, output, name, model=given["model"], test=test if measured else None
+        )
         _write(adapted, weights, work, output, known.score_column)
     except KeyboardInterrupt:
         click.echo(_farewell(context, work), err=True)

@@ -147,9 +147,12 @@ def compare(
 
     Raises:
         DataError: too few rows for these shots, or an image cannot be read.
-        ConfigError: the file is not of a protocol.
+        ConfigError: the file is not of a protocol, or the model has no text context that a method trains.
     """
     report = progress or (lambda _: None)
+    for method in methods:
+        if method.config.train == "prompts" and not scorer.config.prompts.n_ctx:
+            raise ConfigError(f"{method.name}: {scorer.config.name} has no text context to train")
     splits = [_split(labels, config, split) for split in range(config.splits)]
     kept = CellFile(file)
     common = _common(scorer, labels, config, split_by)
