@@ -23,7 +23,6 @@ from click.testing import Result
 
 from grmp_score import __version__, weights
 from grmp_score.cli.main import COMMANDS, cli
-from grmp_score.cli.progress import progress_bar
 from grmp_score.config import ModelConfig
 from grmp_score.images.find import find_images
 from grmp_score.pipeline.inference import default_batch_size
@@ -475,28 +474,6 @@ def test_pretrain_without_matplotlib_notes_it(
     result = pretrain(tmp_path / "mine", "--epochs", "1")
     assert result.exit_code == 0 and "Note: the plot of the run needs" in result.stderr
     assert (tmp_path / "mine" / "config.json").is_file() and not (tmp_path / "mine" / "log.png").exists()
-
-
-# ------------------------------------------------------------------- progress
-
-
-def test_a_live_bar_does_not_tear_results_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When results stream to the terminal, there is no bar; when they are held back or go elsewhere, there is."""
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    shown = {}
-    for streaming in (False, True):
-        for stdout in (Terminal(), io.StringIO()):
-            monkeypatch.setattr(sys, "stderr", Terminal())
-            monkeypatch.setattr(sys, "stdout", stdout)
-            with progress_bar("Scoring", 2, unit="images", streaming=streaming) as progress:
-                progress()
-            shown[streaming, stdout.isatty()] = bool(sys.stderr.getvalue())  # type: ignore[attr-defined]
-            monkeypatch.undo()
-    assert shown == {(False, True): True, (False, False): True, (True, True): False, (True, False): True}
 
 
 # --------------------------------------------------------------- real processes

@@ -251,7 +251,7 @@ def run_main(*args: str | Path) -> int:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
         patch.setattr(sys, "argv", ["grmp-score", *map(str, args)])
         main()
-    return int(str(caught.value.code))
+    return int(str(caught.value.code or 0))
 
 
 def test_ctrl_c_ends_with_130(
@@ -428,6 +428,38 @@ def test_verbose_and_quiet(model: str, photos: Path) -> None:
     assert f"{photos / 'gone.png'}: no such file\n" in result.stderr
     rows, result = run_jsonl("-m", model, "-q", photos, photos / "gone.png")
     assert (len(rows), result.exit_code, result.stderr) == (4, 1, "")
+
+
+class Terminal(io.StringIO):
+    """A screen."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("piped", "options", "bar"),
+    [(True, ["-f", "csv"], True), (True, [], True), (False, [], False), (False, ["--top", "2"], True)],
+)
+def test_a_bar_and_results(
+    piped: bool, options: list[str], bar: bool, model: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results go where stdout goes.  On the screen no bar tears them apart: there is none while they stream, and it
+    has gone when they were held back."""
+    args = ["-m", model, *options, photos]
+    expected, screen = run(*args, columns=80).stdout, Terminal()
+    stdout = io.StringIO() if piped else screen
+    for name, value in {"COLUMNS": "80", "TERM": "xterm", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert run_main(*args) == 0
+    before, _, results = stdout.getvalue().rpartition("image  ")
+    if piped:
+        assert stdout.getvalue() == expected
+    shown = screen.getvalue() if piped else before
+    assert ("Scoring" in shown) == bar and "Scoring" not in results
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == bar  # the cursor is hidden while there is a bar
 
 
 def test_logs_are_not_flooded(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

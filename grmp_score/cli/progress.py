@@ -115,7 +115,9 @@ def progress_bar(
             TextColumn("{task.fields[details]}"),
             TimeRemainingColumn(),
         )
-        with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
+        # What is said on stderr meanwhile comes above the bar.  Stdout may be a pipe, and results go through it.
+        console = Console(stderr=True)
+        with RichProgress(*columns, console=console, transient=True, redirect_stdout=False) as bars:
             yield _Bar(bars, label, total, unit, done)
 
 

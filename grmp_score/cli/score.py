@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -96,13 +96,10 @@ def command(**given: Any) -> None:
             if options.verbose:
                 say_what_is_used(scorer, cache, earlier)
             with (
-                progress_bar(
-                    "Scoring", None, unit="images", streaming=options.streaming, quiet=options.quiet
-                ) as progress,
                 open_writer(options, model, earlier) as writer,
+                contextlib.closing(counted(scores, count, options)) as scores,
             ):
-                count_ahead(options.paths, options.from_file, progress, less=earlier.rows)
-                for score in options.selection.apply(counted(scores, count, progress, options)):
+                for score in options.selection.apply(scores):
                     writer.write(score)
                     if options.explain is not None and not isinstance(score, FailedScore):
                         explain(scorer, score, options.explain)
@@ -168,26 +165,26 @@ class Count:
     interrupted: bool = False
 
 
-def counted(
-    scores: Iterable[AnyScore], count: Count, progress: Progress, options: SimpleNamespace
-) -> Iterator[AnyScore]:
-    """Passes scores on, and names failures that get no row.
+def counted(scores: Iterable[AnyScore], count: Count, options: SimpleNamespace) -> Generator[AnyScore, None, None]:
+    """Passes scores on with a progress bar, which is gone when they end, and names failures that get no row.
 
     Ctrl-C ends the scores and nothing else: what has been scored is selected, sorted and written like a complete
     run.
     """
     named = options.verbose or options.selection.filters or options.output_format == "paths"
-    try:
-        for score in scores:
-            count.done += 1
-            if isinstance(score, FailedScore):
-                count.failed += 1
-                if named and not options.quiet:
-                    click.echo(f"{printable(score.path or '')}: {printable(score.error)}", err=True)
-            progress()
-            yield score
-    except KeyboardInterrupt:
-        count.interrupted = True
+    with progress_bar("Scoring", None, unit="images", streaming=options.streaming, quiet=options.quiet) as progress:
+        count_ahead(options.paths, options.from_file, progress, less=count.done)
+        try:
+            for score in scores:
+                count.done += 1
+                if isinstance(score, FailedScore):
+                    count.failed += 1
+                    if named and not options.quiet:
+                        click.echo(f"{printable(score.path or '')}: {printable(score.error)}", err=True)
+                progress()
+                yield score
+        except KeyboardInterrupt:
+            count.interrupted = True
 
 
 def scored(

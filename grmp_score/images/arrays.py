@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,12 +24,6 @@ _TOLERANCE = 1e-3
 
 #: Rows that are scaled at a time, so that no second full picture in floating point is in memory.
 _ROWS = 256
-
-
-def is_tensor(source: object) -> bool:
-    """Whether this is a torch tensor; torch is not imported to find out."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(source, torch.Tensor)
 
 
 def from_tensor(tensor: torch.Tensor) -> Image.Image:

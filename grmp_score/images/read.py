@@ -24,6 +24,7 @@ import contextlib
 import io
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, Union
 
@@ -31,7 +32,7 @@ import numpy as np
 from PIL import Image
 
 from grmp_score.errors import ImageReadError, MissingExtraError
-from grmp_score.images.arrays import from_array, from_tensor, is_tensor
+from grmp_score.images.arrays import from_array, from_tensor
 from grmp_score.images.colour import parse_colour, to_rgb
 from grmp_score.images.decoder_settings import decoder_settings
 from grmp_score.images.decoders import check_size, decode
@@ -89,7 +90,7 @@ def read_image(
             return to_rgb(source, colour)
         if isinstance(source, np.ndarray):
             return to_rgb(from_array(source), colour, owned=True)
-        if is_tensor(source):
+        if _is_tensor(source):
             return to_rgb(from_tensor(source), colour, owned=True)  # type: ignore[arg-type]
         with _opened(source) as file:
             return to_rgb(decode(file, name, max_pixels), colour, owned=True)
@@ -181,3 +182,9 @@ def _from_position(file: Any) -> IO[bytes]:
     if seekable and not data:
         raise ImageReadError("the file object stands at its end", hint="Go back to its beginning: file.seek(0)")
     return io.BytesIO(data)
+
+
+def _is_tensor(source: object) -> bool:
+    """Whether this is a torch tensor; torch is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
