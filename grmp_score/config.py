@@ -108,7 +108,7 @@ class PromptConfig:
         n_visual: learnable visual tokens per image-tower block (paper: not stated; authors' code: 100);
             0 switches them off.
         prompt_norm: whether an extra LayerNorm (eps 1e-6) follows the last block, as in the authors' code.
-        classes: the two class phrases, best first.
+        classes: the two class phrases, best first; with ``n_ctx`` 0 the two whole texts.
         scenes: words of the scene prompts "a photo of a {scene}", which eqs. (7) and (8) keep the meaning of.
         quality_scale: factor on the quality logits besides 1/tau, to spread p(high) over 0..1; 1 in paper and code.
             It leaves the scene logits, and the order of two patches, as they are.

@@ -26,7 +26,8 @@ from grmp_score.trainer.adapt.optimizer import stages_of
 from grmp_score.trainer.adapt.parameters import trained_names, values_of
 from grmp_score.trainer.adapt.ridge import fit_ridge
 from grmp_score.trainer.adapt.train import best_epoch, steps_to_come
-from grmp_score.trainer.data.labels import Labels, draw_shots
+from grmp_score.trainer.data.labels import Labels
+from grmp_score.trainer.data.splits import draw_shots
 from grmp_score.trainer.evaluation import evaluate
 from grmp_score.weights.folder import Weights
 

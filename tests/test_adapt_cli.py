@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -58,12 +59,12 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     random_weights(config).save(folder / "tiny")
     (folder / "photos").mkdir()
-    rng, rows = np.random.default_rng(0), ["image,mos"]
+    rng, rows = np.random.default_rng(0), ["image,mos,ref"]  # some of these smooth pictures look alike
     for i in range(N):
         brightness = rng.uniform(0.3, 1)
         pixels = np.asarray(make_photo(40, 36, seed=i)) * brightness
         Image.fromarray(pixels.astype(np.uint8)).save(folder / "photos" / f"{i}.png")
-        rows.append(f"photos/{i}.png,{1 + 4 * brightness:.3f}")
+        rows.append(f"photos/{i}.png,{1 + 4 * brightness:.3f},{i}")
     (folder / "mine.csv").write_text("\n".join(rows) + "\n")
     (folder / "half.csv").write_text("\n".join(rows[:16]) + "\n")
     (folder / "rest.csv").write_text("\n".join(rows[:1] + rows[16:]) + "\n")
@@ -244,6 +245,27 @@ def test_a_test_file_of_ones_own() -> None:
     assert 'from_pretrained("out")' in Path("out/README.md").read_text(encoding="utf-8")
 
 
+def test_copies_are_not_tested_on(here: Path) -> None:
+    """Without a column of references copies are found, in a test file and among the rows, and named."""
+    rows = [line.rsplit(",", 1)[0] for line in (here / "mine.csv").read_text().splitlines()]
+    for i in range(3):
+        shutil.copy(here / "photos" / f"{i}.png", here / f"copy{i}.png")
+    copies = [rows[1 + i].replace(f"photos/{i}.png", f"copy{i}.png") for i in range(3)]
+    Path("train.csv").write_text("\n".join(rows[:16]) + "\n")
+    Path("test.csv").write_text("\n".join([rows[0], *copies, *rows[17:27]]) + "\n")
+    result = run("--labels", "train.csv", "--test", "test.csv", "-m", "tiny", *FAST, "-o", "a")
+    assert result.exit_code == 0
+    note = next(line for line in result.stderr.splitlines() if line.startswith("Note: test.csv: "))
+    assert all(f"'copy{i}.png' (row {i + 2})" in note for i in range(3))
+    figures = ModelConfig.from_json(Path("a/config.json").read_text()).results
+    assert figures["n_test"] == 13 - int(note.split()[2]) and figures["measured_on"] == "test"
+    Path("both.csv").write_text("\n".join([*rows, *copies]) + "\n")
+    result = run("--labels", "both.csv", "--shots", "20", "-m", "tiny", *FAST, "-o", "b")
+    left = next(line for line in result.stderr.splitlines() if line.startswith("Note: both.csv: "))
+    figures = ModelConfig.from_json(Path("b/config.json").read_text()).results
+    assert figures["n_test"] == N + 3 - 20 - int(left.split()[2])
+
+
 def test_nothing_to_measure_on() -> None:
     """No rows left and no folds: the model is made, and it is said that nothing is known of it."""
     result = run_fast("--folds", "0")
@@ -305,7 +327,7 @@ def test_test_images_that_cannot_be_read_are_named(here: Path) -> None:
     """Exit code 1, row and reason on stderr, the rest is measured; the folder tells no path."""
     rows = (here / "rest.csv").read_text().splitlines()
     (here / "broken.png").write_bytes(b"no image")
-    (here / "test.csv").write_text("\n".join([*rows, "broken.png,3"]) + "\n")
+    (here / "test.csv").write_text("\n".join([*rows, "broken.png,3,none"]) + "\n")
     result = run("--labels", "half.csv", "--test", "test.csv", "-m", "tiny", *FAST)
     assert result.exit_code == 1
     assert re.search(r"^test\.csv: row 17: 'broken\.png': not an image", result.stderr, re.MULTILINE)

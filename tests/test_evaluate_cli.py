@@ -8,17 +8,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
+import torch
 from click.testing import Result
+from PIL import Image
+from safetensors.torch import save
 
 from grmp_score.config import Backbone, ModelConfig, Preprocess
+from grmp_score.model.patches import make_patches
+from grmp_score.model.quality_clip import QualityCLIP
+from grmp_score.model.tokenizer import Tokenizer
 from grmp_score.scorer import Scorer
 from grmp_score.trainer.data.labels import read_labels
 from grmp_score.trainer.metrics import srcc
 
 from . import cli_tools
 from .cli_tools import MAIN, assert_usage_error
-from .conftest import TINY_CLIP, make_photo, random_weights
+from .conftest import TINY_CLIP, make_photo, random_weights, randomise
 from .hub_server import HubServer
 from .warm import Warm
 
@@ -203,3 +210,67 @@ def test_as_a_real_process(model: str, labels: Path, warm: Warm) -> None:
     result = warm.run(MAIN, "evaluate", "--labels", labels, "-m", model, "-f", "json")
     assert (result.returncode, result.stderr) == (0, b"")
     assert json.loads(result.stdout)["overall"]["n"] == N
+
+
+# ------------------------------------------------------------------ without training
+
+
+@pytest.fixture
+def open_clip_base(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QualityCLIP:
+    """A tiny architecture that open_clip knows as "tiny", its random weights "noise" on the Hub."""
+    folder = tmp_path / "architectures"
+    folder.mkdir()
+    (folder / "tiny.json").write_text(json.dumps(TINY_CLIP))
+    for name in ("_MODEL_CONFIGS", "_MODEL_CONFIG_PATHS"):
+        monkeypatch.setattr(open_clip.factory, name, getattr(open_clip.factory, name).copy())
+    open_clip.add_model_config(folder)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", {"noise": {"hf_hub": "org/tiny-noise/"}})
+    net = randomise(QualityCLIP(ModelConfig(name="x", backbone=Backbone(model_cfg=TINY_CLIP), adapted_blocks=2)))
+    tensors = {name: tensor.contiguous() for name, tensor in net.clip.state_dict().items()}
+    hub.add_repo("org/tiny-noise", {"open_clip_model.safetensors": save(tensors)})
+    return net
+
+
+def p_good(net: QualityCLIP, labels: Path, good: str, bad: str) -> list[float]:
+    """CLIP's own zero-shot classification of every image: softmax over the two texts, mean over the patches."""
+    texts = Tokenizer(600, 24)([good, bad])
+    text = torch.nn.functional.normalize(net.clip.encode_text(texts), dim=-1)
+    known, cut = read_labels(labels), Preprocess(patch_size=32, patches=2)
+    values = []
+    for path in known.paths:
+        image = net.clip.encode_image(make_patches(Image.open(path).convert("RGB"), cut), normalize=True)
+        logits = net.clip.logit_scale.exp() * image @ text.T
+        values.append(float(logits.softmax(dim=-1)[:, 0].mean()))
+    return values
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompts", [(), ("sharp", "a blurry photo.")])
+def test_a_base_without_training(open_clip_base: QualityCLIP, labels: Path, prompts: tuple[str, ...]) -> None:
+    """open_clip's weights from the Hub, asked with CLIP-IQA's texts or with the ones given, word for word."""
+    base = ("--labels", labels, "-m", "tiny:noise", "--patches", "2", "--worst", str(N))
+    data, result = run_json(*base, *(("--prompts", *prompts) if prompts else ()))
+    assert result.exit_code == 0 and data["model"] == "tiny:noise"
+    expected = p_good(open_clip_base, labels, *(prompts or ("Good photo.", "Bad photo.")))
+    found = {Path(w["path"]).name: w["score"] for w in data["worst"]}
+    assert [found[f"{i}.png"] for i in range(N)] == pytest.approx(expected, abs=1e-5)
+    assert len(set(expected)) == N
+
+
+def test_other_texts_for_a_trained_model(model: str, labels: Path, hub: HubServer) -> None:
+    """--prompts takes the place of what was learned; without it that is used."""
+    learned, _ = run_json("--labels", labels, "-m", model)
+    asked, _ = run_json("--labels", labels, "-m", model, "--prompts", "a good photo", "a bad photo")
+    turned, _ = run_json("--labels", labels, "-m", model, "--prompts", "a bad photo", "a good photo")
+    assert asked["overall"]["srcc"] == pytest.approx(-turned["overall"]["srcc"])
+    assert asked["overall"]["srcc"] != learned["overall"]["srcc"]
+
+
+def test_texts_and_bases_that_do_not_exist(model: str, labels: Path, hub: HubServer) -> None:
+    """One line each."""
+    long = " ".join(["good"] * 30)
+    assert_usage_error(run("--labels", labels, "-m", model, "--prompts", long, "bad"), "tokens, more than 24")
+    base = "ViT-B-16-quickgelu:gone"
+    assert_usage_error(
+        run("--labels", labels, "-m", base), r"open_clip has no weights 'gone' of 'ViT-B-16-quickgelu'"
+    )

@@ -16,7 +16,7 @@ from scipy import stats
 
 from grmp_score.config import LabelScale
 from grmp_score.errors import DataError
-from grmp_score.trainer.data.labels import Labels, draw_shots, folds, read_labels
+from grmp_score.trainer.data.labels import Labels, read_labels
 from grmp_score.trainer.data.raters import MIN_COMMON, rater_agreement
 
 from .conftest import make_photo
@@ -324,71 +324,6 @@ def test_equal_means_stay_equal() -> None:
     expected = stats.spearmanr(ratings[:, 0], others).statistic
     rest = [stats.spearmanr(ratings[:, r], np.round(np.delete(ratings, r, 1).mean(1), 9)).statistic for r in (1, 2)]
     assert rater_agreement(ratings).srcc == pytest.approx(np.mean([expected, *rest]))
-
-
-# ----------------------------------------------------------------- shots and folds
-
-scores = st.lists(st.integers(0, 8).map(float) | st.floats(-1e3, 1e3), min_size=1, max_size=60)
-
-
-@settings(deadline=None)
-@given(scores, st.data(), st.integers(0, 2**32 - 1))
-def test_shots_cover_the_score_range(values: list[float], data: st.DataObject, seed: int) -> None:
-    """As many as asked for, one of each bin of sorted scores, the rest untouched, the same by seed."""
-    shots = data.draw(st.integers(1, len(values)))
-    train, rest = draw_shots(values, shots, seed)
-    assert len(train) == shots and sorted([*train, *rest]) == list(range(len(values)))
-    assert (np.diff(train) > 0).all() and (np.diff(rest) > 0).all()
-    drawn = np.sort(np.array(values)[train])
-    for value, part in zip(drawn, np.array_split(np.sort(values), shots), strict=True):
-        assert part[0] <= value <= part[-1]
-    again = draw_shots(np.array(values), shots, seed)
-    assert np.array_equal(train, again[0]) and np.array_equal(rest, again[1])
-
-
-def test_shots_differ_by_seed_even_among_ties() -> None:
-    """Different seeds draw different rows, also when all scores are equal."""
-    for values in (np.arange(100.0), np.ones(100)):
-        draws = {tuple(draw_shots(values, 10, seed)[0]) for seed in range(20)}
-        assert len(draws) == 20
-    counts = np.bincount(np.concatenate([draw_shots(np.ones(10), 3, seed)[0] for seed in range(3000)]))
-    assert counts.min() > 700 and counts.max() < 1100  # of 900 each
-
-
-@pytest.mark.parametrize("shots", [0, -1, 6])
-def test_impossible_shots_are_refused_with_counts(shots: int) -> None:
-    """More than there are, or none."""
-    with pytest.raises(DataError, match=f"cannot draw {shots} training rows from 5 labels"):
-        draw_shots([1, 2, 3, 4, 5], shots, 0)
-
-
-@settings(deadline=None)
-@given(scores.filter(lambda v: len(v) > 1), st.data(), st.integers(0, 2**32 - 1))
-def test_folds_divide_evenly(values: list[float], data: st.DataObject, seed: int) -> None:
-    """Every row is held out once, sizes differ by one at most, every fold has one of each k neighbours by score."""
-    k = data.draw(st.integers(2, len(values)))
-    parts = folds(values, k, seed)
-    assert len(parts) == k
-    held_out = np.concatenate([held for _, held in parts])
-    assert sorted(held_out) == list(range(len(values)))
-    sizes = [len(held) for _, held in parts]
-    assert max(sizes) - min(sizes) <= 1
-    ordered = np.sort(values)
-    for train, held in parts:
-        assert sorted([*train, *held]) == list(range(len(values)))
-        for i, value in enumerate(np.sort(np.array(values)[held])[: len(values) // k]):
-            assert ordered[i * k] <= value <= ordered[(i + 1) * k - 1]
-    again = folds(values, k, seed)
-    assert all(
-        np.array_equal(a, b) for one, two in zip(parts, again, strict=True) for a, b in zip(one, two, strict=True)
-    )
-
-
-@pytest.mark.parametrize("k", [0, 1, 6])
-def test_impossible_folds_are_refused(k: int) -> None:
-    """At least two, at most as many as rows."""
-    with pytest.raises(DataError, match=f"cannot make {k} folds of 5 labels"):
-        folds([1, 2, 3, 4, 5], k, 0)
 
 
 def test_labels_can_be_made_without_a_file() -> None:

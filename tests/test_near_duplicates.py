@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from grmp_score.display import shrink
-from grmp_score.report.near_duplicates import THRESHOLD, fingerprint, near_duplicates
+from grmp_score.images.near_duplicates import THRESHOLD, fingerprint, near_duplicates
 
 from .conftest import make_photo
 

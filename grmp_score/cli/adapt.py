@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from grmp_score.cli.options import device_option, label_options, model_options, open_labels, open_scorer
+from grmp_score.cli.options import (
+    device_option,
+    know_versions,
+    label_options,
+    model_options,
+    note_left_out,
+    open_labels,
+    open_scorer,
+    split_by_option,
+)
 from grmp_score.cli.output import destination
 from grmp_score.cli.progress import training_progress
 from grmp_score.errors import ConfigError, DataError, GrmpScoreError, TrainingDivergedError
@@ -43,6 +52,7 @@ def _take_preset(context: click.Context, _: click.Parameter, name: str | None) -
 @click.option(
     "--test", type=click.Path(path_type=Path), help="CSV of images to test on instead, with the same columns."
 )
+@split_by_option
 @click.option(
     "-o",
     "--output",
@@ -172,10 +182,16 @@ def command(
     if config.train_visual_prompts and not scorer.config.prompts.n_visual:
         raise click.UsageError(f"--train-visual-prompts: {scorer.config.name} has no visual prompts")
     from grmp_score.report.adaptation import write_summary
+    from grmp_score.trainer.data.splits import divide
 
+    known, tested = know_versions(known, tested)
+    note_left_out(tested or known, divide(known, config.shots, config.seed, tested).left_out)
     try:
         adapted = _adapt(scorer, known, tested, config, work, resume)
-        weights = _publish(adapted, scorer.weights, output, name, model=given["model"], test=test)
+        measured = adapted.results["measured_on"] == "test"  # not where all of a test file was left out
+        weights = _publish(
+            adapted, scorer.weights, output, name, model=given["model"], test=test if measured else None
+        )
         _write(adapted, weights, work, output, known.score_column)
     except KeyboardInterrupt:
         click.echo(_farewell(context, work), err=True)

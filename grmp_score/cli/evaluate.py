@@ -25,6 +25,13 @@ from grmp_score.report.evaluation import FORMATS, write_json, write_table
 @click.command()
 @label_options
 @model_options
+@click.option(
+    "--prompts",
+    nargs=2,
+    metavar="GOOD BAD",
+    help="Ask the model with these two texts, as they are, instead of what it has learned.  [with NAME:TAG: "
+    "'Good photo.' 'Bad photo.', which are CLIP-IQA's]",
+)
 @click.option("--by", metavar="COLUMN", help="Also measure every group of images with one value in this column.")
 @click.option("--worst", type=click.IntRange(0), default=10, help="How many of the largest disagreements to list.")
 @click.option(
@@ -35,7 +42,14 @@ from grmp_score.report.evaluation import FORMATS, write_json, write_table
 @device_option
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the intervals.")
 def command(
-    labels: Path, by: str | None, worst: int, output_format: str, output: Path | None, seed: int, **given: Any
+    labels: Path,
+    prompts: tuple[str, str] | None,
+    by: str | None,
+    worst: int,
+    output_format: str,
+    output: Path | None,
+    seed: int,
+    **given: Any,
 ) -> None:
     """Measure how well a model agrees with your own labels.
 
@@ -50,6 +64,8 @@ def command(
     Examples:
       grmp-score evaluate --labels test.csv
       grmp-score evaluate --labels test.csv --model my-camera --by camera
+      grmp-score evaluate --labels test.csv --model ViT-B-16-quickgelu:openai
+      grmp-score evaluate --labels test.csv --prompts "a sharp photo" "a blurry photo"
       grmp-score evaluate --labels votes.csv --images photos/ --score-column stars --format json -o result.json
 
     Exit status: 0 everything was scored, 1 some images could not be (named on stderr), 2 wrong usage or labels.
@@ -58,6 +74,11 @@ def command(
     if by is not None:
         known.column(by)  # a misspelt name is better found before the scoring
     scorer = open_scorer(given)
+    if prompts is not None:
+        from grmp_score.scorer import Scorer
+        from grmp_score.weights.zero_shot import with_prompts
+
+        scorer = Scorer(with_prompts(scorer.weights, prompts), scorer.options)
     from grmp_score.trainer.evaluation import evaluate
 
     with destination(output) as stream:

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from grmp_score.cli.progress import progress_bar
+from grmp_score.display import printable
 from grmp_score.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from grmp_score.scorer import Scorer
-    from grmp_score.trainer.data.labels import Labels
+    from grmp_score.trainer.data.labels import Indices, Labels
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+#: How many images are named in one line.
+NAMED = 20
 
 
 def all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -36,8 +41,8 @@ model_options = all_of(
         "-m",
         "--model",
         metavar="MODEL",
-        help="Weights folder, Hub repository (owner/name) or bundled model.  "
-        "[default: mini, which needs no network]",
+        help="Weights folder, Hub repository (owner/name), bundled model, or NAME:TAG of open_clip's weights, "
+        "asked with CLIP-IQA's two texts.  [default: mini, which needs no network]",
     ),
     click.option("--filename", metavar="FILE.pt", help="Official checkpoint in that folder or repository."),
     click.option("--revision", help="Branch, tag or commit of the Hub repository."),
@@ -118,6 +123,13 @@ label_options = all_of(
     ),
 )
 
+split_by_option = click.option(
+    "--split-by",
+    metavar="COLUMN",
+    help="Column with the name of the photo that an image is a version of; versions of one photo are never trained "
+    "and tested on.  [default: ref, reference or group; without one near duplicates are found]",
+)
+
 
 def open_scorer(given: Mapping[str, Any]) -> Scorer:
     """A scorer of the named model, or of the bundled one.
@@ -148,7 +160,35 @@ def open_labels(file: Path, given: Mapping[str, Any]) -> Labels:
 
     names = ("images", "image_column", "score_column", "lower_is_better")
     try:
-        return read_labels(file, **{name: given[name] for name in names})
+        return read_labels(file, reference_column=given.get("split_by"), **{name: given[name] for name in names})
     except DataError as error:
         hint = re.sub(r"\((\w+)=\.\.\.\)", lambda m: f"(--{m[1].replace('_', '-')})", error.hint or "")
         raise DataError(error.reason, path=error.path, hint=hint or None) from error
+
+
+def know_versions(labels: Labels, test: Labels | None = None) -> tuple[Labels, Labels | None]:
+    """Labels, and those to test on, that say which images are versions of one photo.
+
+    Where a file has no column for it all images are looked at, with a progress bar.
+    """
+    from grmp_score.trainer.data.splits import find_references
+
+    parts = [labels] if test is None else [labels, test]
+    if not all(part.references for part in parts):
+        with progress_bar("Comparing", sum(map(len, parts)), unit="images") as progress:
+            parts = find_references(parts, progress=progress)
+    return parts[0], None if test is None else parts[1]
+
+
+def note_left_out(tested: Labels, left_out: Indices) -> None:
+    """Names on stderr the images that are not tested on for the sake of those that are trained on."""
+    if not len(left_out):
+        return
+    names = [f"{printable(tested.paths[i].name)!r} (row {tested.rows[i]})" for i in left_out]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    what = "image is a version" if len(names) == 1 else "images are versions"
+    click.echo(
+        f"Note: {tested.source}: {len(names)} {what} of photos to train on and left out of the test part: "
+        f"{', '.join(names[:NAMED])}{more}",
+        err=True,
+    )

@@ -24,7 +24,7 @@ class TextPrompt(nn.Module):
     Attributes:
         ctx: [M, W] context vectors, one set shared by both classes; N(0, 0.02^2) at the start.
         tokens: [2, T] token ids of "X X X X high quality." and "X X X X low quality." (the full stop follows
-            the authors' code).
+            the authors' code).  Without context vectors the classes are the whole texts, as they are.
         scene_tokens: [9, T] token ids of the scene prompts; they hold no learned context.
     """
 
@@ -37,7 +37,7 @@ class TextPrompt(nn.Module):
         nn.init.normal_(self.ctx, std=0.02)
         tokenizer = Tokenizer(clip.vocab_size, clip.context_length)
         stem = " ".join([PLACEHOLDER] * prompts.n_ctx)
-        quality = [f"{stem} {phrase}." for phrase in prompts.classes]
+        quality = [f"{stem} {phrase}." if stem else phrase for phrase in prompts.classes]
         scene = [f"a photo of a {s}" for s in prompts.scenes]
         for text in (*quality, *scene):
             length = len(tokenizer.encode(text)) + 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from grmp_score.display import jpeg, shrink
-from grmp_score.report.near_duplicates import fingerprint
+from grmp_score.images.near_duplicates import fingerprint
 from grmp_score.score import AnyScore, FailedScore, Score
 
 if TYPE_CHECKING:

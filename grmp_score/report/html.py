@@ -21,9 +21,9 @@ from grmp_score import __version__
 from grmp_score.display import css_colour, data_uri, jpeg, shrink
 from grmp_score.errors import GrmpScoreError
 from grmp_score.files import replacing
+from grmp_score.images.near_duplicates import near_duplicates
 from grmp_score.report.gallery import Gallery, ScoredImage
 from grmp_score.report.links import link
-from grmp_score.report.near_duplicates import near_duplicates
 from grmp_score.report.rows import WeightsInfo
 from grmp_score.report.text import TEMPLATES, count, short_names, templates
 from grmp_score.score import WORST, Score

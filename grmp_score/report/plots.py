@@ -14,6 +14,7 @@ from grmp_score.report.text import direction, interval, number
 from grmp_score.trainer.metrics import Fit
 
 if TYPE_CHECKING:
+    from grmp_score.report.protocol import Row
     from grmp_score.trainer.adapt.config import HistoryRow
     from grmp_score.trainer.adapt.measure import Predictions
 
@@ -147,6 +148,39 @@ def plot_pretraining(log: Path, path: Path) -> None:
     axes.set(xlabel="outer step", ylabel="binary cross-entropy (eq. 3)", title="Stage 1")
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def plot_protocol(rows: Sequence[Row], title: str, path: Path) -> None:
+    """SRCC against shots: a line per method through the medians, bars from the least to the largest.
+
+    Args:
+        rows: of `protocol.rows_of`.
+        title: above it.
+        path: PNG to write.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = _figure()
+    figure.set_size_inches(7, 4.5)
+    axes = figure.add_subplot()
+    methods = list(dict.fromkeys(row.method for row in rows))
+    for i, method in enumerate(methods):
+        own = [row for row in rows if row.method == method]
+        shift = 1 + 0.02 * (i - (len(methods) - 1) / 2)  # so that bars do not cover each other
+        below = [row.srcc.median - row.srcc.least for row in own]
+        above = [row.srcc.largest - row.srcc.median for row in own]
+        x, y = [row.shots * shift for row in own], [row.srcc.median for row in own]
+        axes.errorbar(x, y, yerr=(below, above), marker="o", markersize=4, capsize=3, linewidth=1.2, label=method)
+    shots = sorted({row.shots for row in rows})
+    axes.set_xscale("log")
+    axes.set_xticks(shots, [str(n) for n in shots])
+    axes.minorticks_off()
+    axes.set(xlabel="training images", ylabel="SRCC: median, least .. largest")
+    axes.set_title(_plain(title), fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 

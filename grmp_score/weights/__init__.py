@@ -13,12 +13,14 @@ from grmp_score.weights.folder import (
     load,
     load_base,
 )
+from grmp_score.weights.zero_shot import CLIP_IQA_PROMPTS, with_prompts
 
 __all__ = [
     "ADAPTER",
     "BACKBONE",
     "BUNDLED",
     "CARD",
+    "CLIP_IQA_PROMPTS",
     "CONFIG",
     "DEFAULT_MODEL",
     "OPEN_CLIP_FILE",
@@ -26,4 +28,5 @@ __all__ = [
     "adapter_of",
     "load",
     "load_base",
+    "with_prompts",
 ]

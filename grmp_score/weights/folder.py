@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from grmp_score.config import Backbone, ModelConfig
+from grmp_score.config import Backbone, ModelConfig, Preprocess
 from grmp_score.errors import HubError, WeightsError
 from grmp_score.files import replacing
 from grmp_score.weights import hub
@@ -172,7 +173,8 @@ def load(
 
     Args:
         source: a folder, the name of a bundled model, a Hub repository id, or None for the bundled default.
-            An existing folder wins over a bundled name, which wins over a repository.
+            An existing folder wins over a bundled name, which wins over a repository.  Or ``NAME:TAG`` of
+            open_clip, with the texts of CLIP-IQA (see `zero_shot.with_prompts`).
         filename: an official ``*.pt`` checkpoint in that folder or repository; it is converted in memory.
         revision: branch, tag or commit of the repository.  All files are of the commit that it stands for when
             the first is asked for, whatever is pushed meanwhile.
@@ -193,6 +195,10 @@ def load(
         return load_official(
             _checkpoint(name, filename, partial(fetch, revision=revision)), name=f"{name}/{filename}"
         )
+    if _is_open_clip(name):
+        from grmp_score.weights.zero_shot import with_prompts
+
+        return with_prompts(_open_clip_base(name, partial(fetch, revision=revision)))
     folder = _local_folder(source)
     if folder is None:
         config_file = fetch(name, CONFIG, revision=revision)
@@ -268,23 +274,27 @@ def load_base(source: str | None = None) -> Weights:
     Raises:
         HubError, WeightsError, ConfigError: as for `load`.
     """
+    if source is None or not _is_open_clip(source):
+        return load(source)
+    return _open_clip_base(source, hub.fetch_file)
+
+
+def _is_open_clip(source: str) -> bool:
+    """Whether a text has the form ``NAME:TAG`` and names nothing on this disk."""
+    return re.fullmatch(r"[\w.-]{2,}:[\w.-]+", source) is not None and not Path(source).exists()
+
+
+def _open_clip_base(source: str, fetch: Callable[[str, str], Path]) -> Weights:
+    """Weights without prompts; patches are as large as the images that the tower was trained on."""
     from grmp_score.model.clip import architecture, pretrained_repo
 
-    if source is None:
-        return load()
-    name, separator, tag = source.partition(":")
-    if not separator or Path(source).exists():
-        return load(source)
-    repo = pretrained_repo(name, tag)
-    file = hub.fetch_file(repo, OPEN_CLIP_FILE)
-    base = Backbone(
-        model_cfg=architecture(name),
-        name=source,
-        repo=repo,
-        filename=OPEN_CLIP_FILE,
-        sha256=sha256_of(file),
-    )
-    return Weights(ModelConfig(name=source, backbone=base), {}, TensorFile(file), origin=source)
+    name, _, tag = source.partition(":")
+    repo, model_cfg = pretrained_repo(name, tag), architecture(name)
+    file = fetch(repo, OPEN_CLIP_FILE)
+    base = Backbone(model_cfg=model_cfg, name=source, repo=repo, filename=OPEN_CLIP_FILE, sha256=sha256_of(file))
+    size = model_cfg["vision_cfg"].get("image_size", 224)
+    config = ModelConfig(name=source, backbone=base, preprocess=Preprocess(patch_size=size))
+    return Weights(config, {}, TensorFile(file), origin=source)
 
 
 def _read_text(path: Path) -> str:

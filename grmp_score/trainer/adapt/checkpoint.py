@@ -24,7 +24,7 @@ from grmp_score.trainer.data.labels import Labels
 CHECKPOINT = "checkpoint.pt"
 
 #: Settings that do not change the result.
-_WITHOUT_EFFECT = ("cache_bytes", "checkpoint_seconds")
+WITHOUT_EFFECT = ("cache_bytes", "checkpoint_seconds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +173,7 @@ def identity_of(
         tensors: start weights.
         reading: how images are read and computed.
     """
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _WITHOUT_EFFECT}
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in WITHOUT_EFFECT}
     rows = hashlib.sha256("\0".join(map(str, labels.paths)).encode())
     rows.update(np.ascontiguousarray(labels.scores).tobytes())
     rows.update(bytes([labels.higher_is_better]))

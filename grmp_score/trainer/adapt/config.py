@@ -69,7 +69,7 @@ class FewShotConfig:
     """Settings of stage 2; the paper's own are those of `preset`.
 
     Attributes:
-        shots: training rows, drawn by `labels.draw_shots`; the others are the test part.  None trains on all rows.
+        shots: training rows, drawn by `splits.draw_shots`; the others are the test part.  None trains on all rows.
         seed: of everything random: the draw, the folds, the order of images and crops.
         train: ``"head"`` turns the quality direction of the image features, in closed form
             (`closed_form.fit_closed_form`), and nothing else; ``"blocks"`` goes on from there by gradient descent

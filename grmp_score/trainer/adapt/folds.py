@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from grmp_score.errors import DataError
 from grmp_score.trainer.adapt.config import FewShotConfig
-from grmp_score.trainer.data.labels import Indices, Labels, folds
+from grmp_score.trainer.data.labels import Indices, Labels
+from grmp_score.trainer.data.splits import folds
 
 Array = NDArray[np.float64]
 
@@ -55,19 +56,30 @@ def all_rows(shots: Labels) -> Fold:
 def make_folds(shots: Labels, count: int, seed: int) -> list[Fold]:
     """Stratified folds, as many as asked for but with two held-out rows at least; none when 0 are asked for.
 
+    Versions of one photo are in one fold, so that there are no more folds than photos.
+
     Raises:
-        DataError: fewer than four rows.
+        DataError: fewer than four rows, or all are versions of one photo.
     """
     if not count:
         return []
-    count = min(count, len(shots) // 2)
+    count, groups = min(count, len(shots) // 2), shots.groups
     if count < 2:
         raise DataError(
             f"{len(shots)} training rows are too few for cross-validation, expected at least 4",
             path=shots.source,
             hint="Label more images, or switch the folds off",
         )
-    divided = folds(shots.scores, count, seed)
+    if groups is not None:
+        photos = len(set(groups.tolist()))
+        if photos < 2:
+            raise DataError(
+                f"the {len(shots)} training rows are versions of one photo: too few for cross-validation",
+                path=shots.source,
+                hint="Label versions of other photos, or switch the folds off",
+            )
+        count = min(count, photos)
+    divided = folds(shots.scores, count, seed, groups)
     return [Fold(i, rows, held_out, shots) for i, (rows, held_out) in enumerate(divided)]
 
 

@@ -31,7 +31,8 @@ from grmp_score.trainer.adapt.optimizer import stages_of
 from grmp_score.trainer.adapt.parameters import closed_form_names, set_values, values_of
 from grmp_score.trainer.adapt.ridge import fit_ridge
 from grmp_score.trainer.adapt.train import Trainer, Validation, summary
-from grmp_score.trainer.data.labels import Labels, draw_shots
+from grmp_score.trainer.data.labels import Labels
+from grmp_score.trainer.data.splits import divide
 from grmp_score.trainer.evaluation import MIN_ROWS
 from grmp_score.weights.folder import Weights, adapter_of, load_base
 
@@ -86,13 +87,15 @@ def adapt(
         scorer: where to start.
         labels: images and opinion scores.
         config: settings.
-        test: rows to measure on instead of those of ``labels`` that are not drawn.
+        test: rows to measure on instead of those of ``labels`` that are not drawn.  Where both have references,
+            versions of what is trained on are left out; either way `divide` says which rows are used.
         work: folder for the checkpoint and, where needed, the activations' file; None keeps no checkpoint.
         resume: continue from the checkpoint in ``work``, if there is one, to the same weights as a run that was
             never stopped.
         progress: called after every image and every step; what it raises stops the run like Ctrl-C.
-        activations: of all rows of ``labels`` and this scorer, from `features.compute_activations`, where many
-            draws from the same labels are to be compared; no image is read then.
+        activations: of all rows of ``labels``, then all of ``test``, and this scorer, from
+            `features.compute_activations`, where many draws from the same images are to be compared; no image is
+            read then.
 
     Raises:
         DataError: a training image cannot be read (file and row are named), or there are too few labels.
@@ -103,17 +106,16 @@ def adapt(
     if resume and work is None:
         raise ConfigError("a run without a work folder has no checkpoint to continue from")
     if activations is not None:
-        if test is not None:
-            raise ConfigError("activations are those of the labels, not of a test part of its own")
-        activations.check(len(labels), config)
+        activations.check(len(labels) + (0 if test is None else len(test)), config)
     report = progress or (lambda _: None)
     folder = None if work is None else Path(work)
 
     # 1. Rows to train on, rows to test on, and the folds of a cross-validation on the former.
-    drawn, rest = np.arange(len(labels)), np.arange(0)
-    if config.shots is not None:
-        drawn, rest = draw_shots(labels.scores, config.shots, config.seed)
-        test = labels.take(rest) if test is None and len(rest) >= MIN_ROWS else test
+    division = divide(labels, config.shots, config.seed, test)
+    drawn, tested = division.drawn, division.tested
+    enough = len(tested) >= MIN_ROWS or (test is not None and not len(division.left_out))
+    rest = tested if test is None else tested + len(labels)  # positions in the activations
+    test = (labels if test is None else test).take(tested) if enough else None
     shots = labels.take(drawn)
     folds, everything = make_folds(shots, config.folds, config.seed), all_rows(shots)
 

@@ -1,4 +1,4 @@
-"""A user's own labels: a CSV of images and scores, and how it is divided for training and testing."""
+"""A user's own labels: a CSV of images and scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from grmp_score.config import LabelScale
 from grmp_score.errors import DataError
@@ -19,6 +19,8 @@ from grmp_score.trainer.data.tables import Table, read_table, shown
 
 IMAGE_COLUMNS = ("image", "path", "file", "filename")
 SCORE_COLUMNS = ("mos", "score", "rating", "quality", "label", "dmos")
+#: Column with the name of the photo that an image is a version of, the first of these that there is.
+REFERENCE_COLUMNS = ("ref", "reference", "group")
 
 Indices = NDArray[np.int64]
 
@@ -38,6 +40,9 @@ class Labels:
             rows of one image.
         raters: their names [R]; empty when the file has no such column.
         ratings: float64 [n, R] behind ``scores``, NaN where a rater did not see the image.
+        references: name of the photo that each image is a version of [n]; an image whose name is empty is a version
+            of nothing else.  Versions of one photo are never trained and tested on (`splits`).  Empty when nothing
+            is known.
     """
 
     source: Path
@@ -49,6 +54,7 @@ class Labels:
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
     raters: tuple[str, ...] = ()
     ratings: NDArray[np.float64] | None = None
+    references: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -71,7 +77,17 @@ class Labels:
             {name: tuple(cells[i] for i in positions) for name, cells in self.columns.items()},
             self.raters,
             None if self.ratings is None else self.ratings[positions],
+            tuple(self.references[i] for i in positions) if self.references else (),
         )
+
+    @property
+    def groups(self) -> Indices | None:
+        """A number for every image [n], the same for versions of one photo; None without ``references``."""
+        if not self.references:
+            return None
+        names = [(name, -1) if name else ("", i) for i, name in enumerate(self.references)]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        return np.array([numbers[name] for name in names], dtype=np.int64)
 
     def column(self, name: str) -> tuple[str, ...]:
         """The cells of one of the other columns, found without regard to case."""
@@ -90,6 +106,7 @@ def read_labels(
     image_column: str | None = None,
     score_column: str | None = None,
     lower_is_better: bool | None = None,
+    reference_column: str | None = None,
     minimum: int = 5,
 ) -> Labels:
     """Reads labels from a CSV with a header.
@@ -101,16 +118,18 @@ def read_labels(
         image_column: None finds the one of `IMAGE_COLUMNS`, without regard to case.
         score_column: None finds the one of `SCORE_COLUMNS`.
         lower_is_better: direction of the scores; None: lower is better for a column named dmos only.
+        reference_column: None finds the one of `REFERENCE_COLUMNS`, if there is one.
         minimum: fewest images to be of use.
 
     Raises:
         DataError: one line with file, row, value, what was expected, and the remedy.
     """
-    named = [name for name in (image_column, score_column) if name is not None]
+    named = [name for name in (image_column, score_column, reference_column) if name is not None]
     table = read_table(path, {*IMAGE_COLUMNS, *SCORE_COLUMNS, RATER_COLUMN, *named})
     image_at = _column(table, "image", image_column, IMAGE_COLUMNS)
     score_at = _column(table, "score", score_column, SCORE_COLUMNS)
     rater_at = table.find(RATER_COLUMN)
+    reference_at = _reference_column(table, reference_column, (image_at, score_at))
     if len(table.rows) < minimum:
         raise DataError(f"{len(table.rows)} rows of labels, expected at least {minimum}", path=table.path)
     scores = [_number(cells[score_at], number, table) for number, cells in table.rows]
@@ -140,6 +159,14 @@ def read_labels(
             cells = [{table.rows[i][1][at] for i in group} for group in found.values()]
             if all(len(distinct) == 1 for distinct in cells):
                 columns[name] = tuple(distinct.pop() for distinct in cells)
+    references: tuple[str, ...] = ()
+    if reference_at is not None:
+        if table.header[reference_at] not in columns:
+            raise DataError(
+                f"the column {shown(table.header[reference_at])} differs among the rows of one image",
+                path=table.path,
+            )
+        references = columns[table.header[reference_at]]
     return Labels(
         source=table.path,
         paths=tuple(keys[group[0]][1] for group in found.values()),
@@ -150,48 +177,8 @@ def read_labels(
         columns=columns,
         raters=raters,
         ratings=ratings,
+        references=references,
     )
-
-
-def draw_shots(scores: ArrayLike, shots: int, seed: int) -> tuple[Indices, Indices]:
-    """Draws training rows evenly over the score range.
-
-    The rows, sorted by score, are cut into ``shots`` bins of equal count (plus or minus one); one row is drawn from
-    each.  Equal scores are put in random order first.  The same seed draws the same rows.
-
-    Returns:
-        Ascending indices of the drawn rows [shots] and of all others.
-    """
-    order, rng = _by_score(scores, seed)
-    if not 1 <= shots <= len(order):
-        raise DataError(f"cannot draw {shots} training rows from {len(order)} labels")
-    drawn = np.array([rng.choice(part) for part in np.array_split(order, shots)], dtype=np.int64)
-    rest = np.setdiff1d(np.arange(len(order), dtype=np.int64), drawn)
-    return np.sort(drawn), rest
-
-
-def folds(scores: ArrayLike, k: int, seed: int) -> list[tuple[Indices, Indices]]:
-    """Stratified k-fold: every fold covers the whole score range, sizes differ by at most one.
-
-    The rows, sorted by score, are dealt out to the k folds in groups of k, each group in random order.
-
-    Returns:
-        For every fold the ascending indices of its training rows and of its held-out rows.
-    """
-    order, rng = _by_score(scores, seed)
-    if not 2 <= k <= len(order):
-        raise DataError(f"cannot make {k} folds of {len(order)} labels")
-    fold = np.empty(len(order), dtype=np.int64)
-    for start in range(0, len(order), k):
-        group = order[start : start + k]
-        fold[group] = rng.permutation(k)[: len(group)]
-    return [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(k)]
-
-
-def _by_score(scores: ArrayLike, seed: int) -> tuple[Indices, np.random.Generator]:
-    values, rng = np.asarray(scores, dtype=np.float64), np.random.default_rng(seed)
-    shuffled = rng.permutation(len(values))
-    return shuffled[np.argsort(values[shuffled], kind="stable")], rng
 
 
 def _column(table: Table, role: str, named: str | None, names: tuple[str, ...]) -> int:
@@ -217,6 +204,14 @@ def _column(table: Table, role: str, named: str | None, names: tuple[str, ...]) 
             hint=f"Say which it is ({role}_column=...)",
         )
     return present[0]
+
+
+def _reference_column(table: Table, named: str | None, taken: tuple[int, int]) -> int | None:
+    """Position of the column of references; None where there is none, and none was named."""
+    if named is not None:
+        return _column(table, "reference", named, ())
+    found = (table.find(name) for name in REFERENCE_COLUMNS)
+    return next((at for at in found if at is not None and at not in taken), None)
 
 
 def _number(text: str, row: int, table: Table) -> float:

@@ -59,3 +59,27 @@ def near_duplicates(fingerprints: Sequence[bytes], threshold: int = THRESHOLD) -
             firsts[:, len(groups)] = bits
             groups.append([position])
     return [group for group in groups if len(group) > 1]
+
+
+def connected(fingerprints: Sequence[bytes], threshold: int = THRESHOLD) -> list[int]:
+    """Numbers images so that near duplicates have the same number, however long the chain between them is.
+
+    `near_duplicates` is for showing bursts: there a member looks like the first one, and two that look alike may
+    be in two groups.  Here no two images of different numbers are near duplicates.
+
+    Args:
+        fingerprints: of the images.
+        threshold: bits in which two may differ.
+
+    Returns:
+        for every image the position of the first one that it is connected to, its own where there is none.
+    """
+    packed = np.frombuffer(b"".join(fingerprints), dtype=np.uint16).reshape(len(fingerprints), 8).T.copy()
+    first = np.arange(len(fingerprints))
+    for position in range(1, len(fingerprints)):
+        distances = _BIT_COUNTS[packed[:, :position] ^ packed[:, position, None]].sum(axis=0)  # [position]
+        joined = np.unique(first[:position][distances <= threshold])
+        if len(joined):
+            first[np.isin(first, joined[1:])] = joined[0]
+            first[position] = joined[0]
+    return [int(number) for number in first]
