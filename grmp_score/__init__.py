@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from grmp_score.trainer.adapt.run import adapt
     from grmp_score.trainer.data.labels import read_labels
     from grmp_score.trainer.evaluation import evaluate
-    from grmp_score.trainer.pretrain.meta import PretrainConfig
+    from grmp_score.trainer.pretrain.config import PretrainConfig
     from grmp_score.trainer.pretrain.run import pretrain
 
 __version__ = "0.2.0"
@@ -39,7 +39,7 @@ __version__ = "0.2.0"
 _LAZY = {
     "FailedScore": "grmp_score.score",
     "FewShotConfig": "grmp_score.trainer.adapt.config",
-    "PretrainConfig": "grmp_score.trainer.pretrain.meta",
+    "PretrainConfig": "grmp_score.trainer.pretrain.config",
     "Score": "grmp_score.score",
     "ScoreCache": "grmp_score.pipeline.cache",
     "Scorer": "grmp_score.scorer",

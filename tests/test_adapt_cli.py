@@ -336,6 +336,49 @@ def test_test_images_that_cannot_be_read_are_named(here: Path) -> None:
     assert results["n_test"] == N - 15 and [u["path"] for u in results["unscored"]] == ["broken.png"]
 
 
+# --------------------------------------------------------------------- presets
+
+
+def test_a_preset_and_options_that_win_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they stand; what the preset does not name keeps its default."""
+    seen: list[FewShotConfig] = []
+
+    def caught(scorer: Scorer, labels: Any, config: FewShotConfig, **_: Any) -> None:
+        seen.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("grmp_score.trainer.adapt.run.adapt", caught)
+    args = ["--labels", "mine.csv", "-m", "tiny", "--shots", "16"]
+    result = run("--lr", "0.5", "--no-flips", *args, "--preset", "paper", "--qgr-max-kl", "1", "--crops", "3")
+    assert result.exit_code == 130 and "--preset paper" in result.stderr
+    run(*args, "--preset", "paper-full")
+    run(*args)
+    changed = {"lr": 0.5, "flips": False, "qgr_max_kl": 1.0, "crops_per_image": 3}
+    assert seen == [
+        FewShotConfig.preset("paper", shots=16, **changed),
+        FewShotConfig.preset("paper-full", shots=16),
+        FewShotConfig(shots=16),
+    ]
+
+
+def test_the_preset_of_the_paper_runs_and_tells_l_kl(here: Path) -> None:
+    """L_kl, angle and share projected are in the history, the results, the card and the words; so is a warning."""
+    args = ["--labels", "mine.csv", "-m", "tiny", "--shots", "16", "--preset", "paper", "--precision", "float32"]
+    result = run(*args, "--epochs", "4", "--look-every", "2", "--folds", "2", "--lr", "0.3", "--crops", "2")
+    assert result.exit_code == 0, result.stderr
+    with open(here / "mine-adapted" / "training.csv") as file:
+        steps = [row for row in csv.DictReader(file) if row["loss"]]
+    assert len(steps) >= 8 and all(row["semantic_loss"] and row["qgr_lambda"] == "5.0" for row in steps)
+    assert all(0 <= float(row["projected"]) <= 1 and 0 <= float(row["angle"]) <= 180 for row in steps)
+    results = json.loads((here / "mine-adapted" / "results.json").read_text())
+    assert set(results["qgr"]) == {"semantic_loss", "angle", "projected", "lowered"}
+    card, said = (here / "mine-adapted" / "README.md").read_text(), " ".join(result.stdout.split())
+    for text in (" ".join(card.split()), said):
+        assert "Gradient regularisation: L_kl from" in text
+        assert ("no longer knows the scenes" in text) == (results["qgr"]["semantic_loss"]["greatest"] > 1)
+    assert "| schedule of the learning rate | plateau |" in card
+
+
 # -------------------------------------------------------------------- mistakes
 
 HEADER = "image,mos\n"
@@ -405,6 +448,8 @@ def test_every_mistake_in_labels_is_one_line(here: Path, content: bytes | None, 
         (["--labels", "mine.csv", "--lr", "-1"], "lr must be positive"),
         (["--labels", "mine.csv", "--epochs", "0", "--train", "prompts"], "nothing would be trained"),
         (["--labels", "mine.csv", "--qgr-lambda", "-1"], "--qgr-lambda"),
+        (["--labels", "mine.csv", "--preset", "authors"], "--preset.*'paper', 'paper-full'"),
+        (["--labels", "mine.csv", "--train", "blocks", "--teacher", "no/such/folder"], "no/such/folder"),
         (["--labels", "mine.csv", "--filename", "a.pt"], "--filename needs --model"),
         (["--labels", "mine.csv", "-m", "no/such/folder"], "no/such/folder: no such folder"),
         (["--labels", "mine.csv", "-o", "photos"], "photos: already exists.* -o"),

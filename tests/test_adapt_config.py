@@ -35,6 +35,11 @@ from grmp_score.trainer.adapt import FewShotConfig, HistoryRow
         {"qgr_lambda": float("inf")},
         {"folds": 1},
         {"checkpoint_seconds": 0.0},
+        {"crops_per_epoch": 0},
+        {"look_every": 0},
+        {"qgr_max_kl": 0.0},
+        {"prompt_dropout": 1.0},
+        {"schedule": "step"},
         {"train": "prompts", "text_first_epochs": 3},
         {"train": "everything"},
         {"optimizer": "adam"},
@@ -48,6 +53,21 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
     """With the name of the setting."""
     with pytest.raises(ConfigError, match=next(iter(settings)) if "train" not in settings else "train|text"):
         FewShotConfig(**settings)
+
+
+def test_presets_are_the_papers() -> None:
+    """What METHOD section 3 says of them; settings given besides win."""
+    paper, full = FewShotConfig.preset("paper"), FewShotConfig.preset("paper-full")
+    assert (paper.train, paper.head_first, paper.text_first_epochs, paper.warm_up_epochs) == ("blocks", False, 0, 0)
+    assert (paper.optimizer, paper.learning_rate, paper.momentum, paper.weight_decay) == ("sgd", 1e-3, 0.0, 1e-4)
+    assert (paper.batch_size, paper.epochs, paper.schedule, paper.flips) == (192, 210, "plateau", True)
+    assert (full.optimizer, full.learning_rate, full.epochs, full.batch_size) == ("adamw", 5e-6, 9, 16)
+    assert full.crops_per_epoch * full.crops_per_step == full.crops_per_image == 10
+    for config in (paper, full):
+        assert (config.qgr_lambda, config.qgr_form, config.folds) == (5.0, "per_parameter", 3)
+    assert FewShotConfig.preset("paper", lr=0.5, shots=7) == dataclasses.replace(paper, lr=0.5, shots=7)
+    with pytest.raises(ConfigError, match=r"no preset 'authors'; there are \['paper', 'paper-full'\]"):
+        FewShotConfig.preset("authors")
 
 
 def test_history_rows_are_plain_data() -> None:

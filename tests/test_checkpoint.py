@@ -76,6 +76,10 @@ def stopping_at(step: int, kind: type[BaseException] = Stop) -> Callable[[Progre
     return report
 
 
+#: What is remembered from earlier steps, drawn in a step, or skipped between looks.
+OTHERWISE = {"schedule": "plateau", "prompt_dropout": 0.3, "crops_per_epoch": 2, "look_every": 2, "epochs": 3}
+
+
 @pytest.mark.usefixtures("all_epochs")
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
@@ -97,6 +101,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             dataclasses.replace(r, seconds=0) for r in whole.history
         ]
         assert [p.name for p in work.iterdir()] == [CHECKPOINT]
+
+
+@pytest.mark.usefixtures("all_epochs")
+def test_plateaus_dropout_and_skipped_looks_resume_too(
+    scorer: Scorer, labels: Labels, kept: Activations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped inside an epoch that is not looked at, and after the learning rate has fallen."""
+    monkeypatch.setattr("grmp_score.trainer.adapt.optimizer.PLATEAU_SHARE", 0.5)
+    monkeypatch.setattr("grmp_score.trainer.adapt.optimizer.PLATEAU_EPOCHS", 1)
+    config = dataclasses.replace(QUICK, text_first_epochs=0, **OTHERWISE)
+    whole = adapt(scorer, labels, config, activations=kept)
+    assert whole.results["cross_validation"]["looked_at"] == {"all": [0, 2, 3]}
+    rates = [row.learning_rate for row in whole.history if row.fold is None]
+    assert rates[0] != rates[-1]
+    for stop in (4, 25, len(whole.history) - 2):
+        with pytest.raises(Stop):
+            adapt(scorer, labels, config, activations=kept, work=tmp_path, resume=True, progress=stopping_at(stop))
+        resumed = adapt(scorer, labels, config, activations=kept, work=tmp_path, resume=True)
+        assert checksum(resumed.scorer) == checksum(whole.scorer) and resumed.results == whole.results
+        (tmp_path / CHECKPOINT).unlink()
 
 
 @pytest.mark.usefixtures("all_epochs")

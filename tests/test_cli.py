@@ -420,6 +420,7 @@ def pretrain(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     def invoke(out: Path, *args: str) -> Result:
         fast = ["--tasks-per-step", "1", "--n-visual", "2", "--support-batch", "4", "--query-batch", "3"]
         fast += ["--jobs", "1", "--device", "cpu"]
+        fast += [] if "--inner-lr" in args else ["--inner-lr", "0.02"]
         return run("pretrain", "--references", clean, "-o", out, "-m", model, *fast, *args)
 
     return invoke
@@ -451,7 +452,27 @@ def test_pretrain_writes_weights_that_score(pretrain: Callable[..., Result], tmp
     (out / "config.json").unlink()
     assert_usage_error(pretrain(out, "--epochs", "2"), "holds a stopped run.*--resume")
     assert_usage_error(pretrain(out, "--resume", "--inner-lr", "0.5"), "other settings: inner_lr")
-    assert_usage_error(pretrain(out, "--resume", "--n-visual", "1"), "another shape")
+    assert_usage_error(pretrain(out, "--resume", "--n-visual", "1"), "other settings: n_visual")
+    assert_usage_error(pretrain(out, "--resume", "--views", "squeezed"), "holds other prepared data")
+
+
+def test_pretrain_as_the_authors_did(pretrain: Callable[..., Result], tmp_path: Path) -> None:
+    """The preset runs on clean photos; an option wins over it; resumed it ends in the same file."""
+    options = ("--preset", "authors", "--outer-lr", "0.5", "--support-batch", "6")
+    for args in (("a", "3"), ("a", "4", "--resume"), ("b", "4")):
+        result = pretrain(tmp_path / args[0] / "mine", *options, "--epochs", *args[1:])
+        assert result.exit_code == 0, result.stderr
+    first, second = ((tmp_path / name / "mine" / "adapter.safetensors").read_bytes() for name in "ab")
+    assert first == second
+    used = json.loads(run("info", tmp_path / "b" / "mine", "--json").stdout)["training"]["stage_1"]
+    assert (used["working_copy"], used["outer_lr"], used["n_visual"], used["outer_steps"]) == ("carried", 0.5, 2, 4)
+
+
+def test_pretrain_without_training(model: str, tmp_path: Path, photos: Path) -> None:
+    """Untrained prompts need no images, and score."""
+    result = run("pretrain", "--method", "none", "-o", tmp_path / "start", "-m", model, "--device", "cpu")
+    assert result.exit_code == 0 and result.stdout == ""
+    assert run_jsonl("-m", tmp_path / "start", photos)[1].exit_code == 0
 
 
 def test_pretrain_mistakes_are_one_line(pretrain: Callable[..., Result], tmp_path: Path, model: str) -> None:
@@ -461,6 +482,7 @@ def test_pretrain_mistakes_are_one_line(pretrain: Callable[..., Result], tmp_pat
     assert_usage_error(run("pretrain", "-o", tmp_path / "o", "--references", tmp_path / "x"), "no such folder")
     assert_usage_error(pretrain(tmp_path / "o", "--seed", "-1"), "seed must be")
     assert_usage_error(pretrain(tmp_path / "o", "--outer-lr", "0"), "outer_lr must be positive")
+    assert_usage_error(pretrain(tmp_path / "o", "--epochs", "1", "--outer-lr", "1e-3"), "Raise inner_lr, outer_lr")
     assert_usage_error(pretrain(tmp_path / "o", "-m", "no/such/folder"), "no such folder")
     (tmp_path / "file").write_text("")
     assert_usage_error(pretrain(tmp_path / "file" / "o"), "Not a directory")

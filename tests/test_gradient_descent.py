@@ -22,9 +22,9 @@ from grmp_score.trainer.adapt import FewShotConfig, adapt, gradient_descent
 from grmp_score.trainer.adapt.features import CropReader, compute_activations, teacher_of
 from grmp_score.trainer.adapt.folds import all_rows
 from grmp_score.trainer.adapt.gradient_descent import GradientDescent
-from grmp_score.trainer.adapt.optimizer import stages_of
+from grmp_score.trainer.adapt.optimizer import plateaus, stages_of
 from grmp_score.trainer.adapt.parameters import trained_names, values_of
-from grmp_score.trainer.adapt.qgr import project, semantic_loss
+from grmp_score.trainer.adapt.qgr import NOISE, project, semantic_loss
 from grmp_score.trainer.data.labels import Labels
 from grmp_score.weights.folder import Weights
 
@@ -205,6 +205,113 @@ def test_the_learning_rate_warms_up_and_decays(scorer: Scorer, labels: Labels) -
     assert rates == pytest.approx(expected)
     tiny = dataclasses.replace(config, lr=1e-6)
     assert next(make_training(scorer, labels, tiny).run()).learning_rate == 1e-6
+
+
+@pytest.mark.parametrize("schedule", ["constant", "plateau"])
+def test_the_other_schedules(scorer: Scorer, labels: Labels, schedule: Any) -> None:
+    """One stays; the other falls to three tenths after ten epochs whose loss was not the least."""
+    config = dataclasses.replace(
+        PLAIN,
+        epochs=30,
+        text_first_epochs=0,
+        batch_size=9,
+        crops_per_step=4,
+        lr=1e-30,
+        schedule=schedule,
+        qgr_lambda=0.0,
+    )
+    rates = [row.learning_rate for row in make_training(scorer, labels, config).run()]
+    stays = [1e-30] * 60
+    # Nothing moves, and every crop is used, so the loss of all epochs is the same.
+    falls = [1e-30] * 22 + [0.3e-30] * 20 + [0.09e-30] * 18
+    assert rates == pytest.approx(stays if schedule == "constant" else falls)
+
+
+def test_a_plateau_is_ten_epochs_without_a_new_least_loss() -> None:
+    """Of whole epochs of two steps each; a fall by less than a ten-thousandth is none."""
+    falling = [1.0 - 0.01 * i for i in range(40)]
+    assert plateaus(falling, 2) == 0
+    assert plateaus([1.0] * 21, 2) == 0 and plateaus([1.0] * 22, 2) == 1 and plateaus([1.0] * 42, 2) == 2
+    assert plateaus([1.0, 1.0] + [1 - 5e-5] * 20, 2) == 1
+    assert plateaus([1.0] * 20 + [0.9, 0.9] + [1.0] * 18, 2) == 0
+
+
+def test_every_image_comes_up_as_often_as_asked_for(scorer: Scorer, labels: Labels) -> None:
+    """Ten times in an epoch, in random order, with a crop each time."""
+    config = dataclasses.replace(PLAIN, crops_per_epoch=10, crops_per_step=1, text_first_epochs=0, batch_size=7)
+    training = make_training(scorer, labels, config)
+    assert training.steps_per_epoch == 26  # 180 in batches of 7
+    for epoch in range(2):
+        batches = [training.batch(training.stages[0], 26 * epoch + step) for step in range(26)]
+        images = torch.cat([images for images, _ in batches])
+        assert torch.equal(images.bincount(), torch.full((18,), 10))
+        assert {crops.shape[1] for _, crops in batches} == {1}
+        assert set(torch.cat([crops for _, crops in batches]).flatten().tolist()) == {0, 1, 2, 3}
+
+
+def test_visual_prompts_drop_out_in_steps_alone(scorer: Scorer, labels: Labels) -> None:
+    """Drawn anew in every step, the same for the same seed; predictions and the text side first are without."""
+    config = dataclasses.replace(PLAIN, prompt_dropout=0.5)
+    training, again, without = (
+        make_training(scorer, labels, dataclasses.replace(config, prompt_dropout=rate)) for rate in (0.5, 0.5, 0.0)
+    )
+    losses = [[row.loss for row in t.run()] for t in (training, again, without)]
+    text = 2 * training.steps_per_epoch
+    assert losses[0] == losses[1] and losses[0][:text] == losses[2][:text] and losses[0][text] != losses[2][text]
+    still = dataclasses.replace(config, text_first_epochs=0, lr=1e-30, batch_size=18, crops_per_step=4, epochs=3)
+    found = {row.loss for row in make_training(scorer, labels, still).run()}  # the same crops in every step
+    assert len(found) == 3 and max(found) - min(found) > 1e-3  # type: ignore[type-var, operator]
+    prompts = training.model.visual_prompts
+    assert prompts is not None and not prompts.training and prompts.dropout.p == 0.1
+
+
+# ----------------------------------------------------------------------------- QGR
+
+
+@pytest.fixture
+def own_teacher(tiny_config: ModelConfig) -> Scorer:
+    """A model without visual prompts that holds no other original than itself."""
+    prompts = dataclasses.replace(tiny_config.prompts, n_visual=0)
+    return make_scorer(random_weights(dataclasses.replace(tiny_config, prompts=prompts)))
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float16), ("bfloat16", torch.float16)])
+def test_rounding_noise_is_not_projected_on(
+    own_teacher: Scorer, labels: Labels, precision: Any, dtype: torch.dtype
+) -> None:
+    """Where the start model is its own teacher the first step is that of plain tuning, bit for bit; later ones are
+    regularised."""
+    trained = {}
+    for strength in (5.0, 0.0):
+        config = dataclasses.replace(PLAIN, qgr_lambda=strength, text_first_epochs=0, lr=0.02, optimizer="sgd")
+        model, teacher = own_teacher.weights.build().requires_grad_(False), teacher_of(own_teacher.weights)[0]
+        kept = compute_activations(
+            model, labels, CropReader(own_teacher.preprocess), teacher=teacher, dtype=dtype, precision=precision
+        )
+        start, stages = values_of(model, trained_names(model, config)), stages_of(model, config)
+        training = GradientDescent(model, start, kept, all_rows(labels), stages, config, precision=precision)
+        rows = training.run()
+        first = next(rows)
+        trained[strength] = training.values()
+        if strength:
+            assert first.semantic_loss is not None and abs(first.semantic_loss) < NOISE[precision]  # type: ignore[index]
+            assert first.angle is None and first.projected == 0
+            assert any(row.projected and row.angle is not None for row in rows)
+    assert all(torch.equal(trained[5.0][name], value) for name, value in trained[0.0].items())
+
+
+def test_lambda_is_lowered_while_l_kl_is_above_the_bound(scorer: Scorer, labels: Labels) -> None:
+    """To 1, and with a bound that is never reached not at all; a lambda below 1 stays."""
+    found = {}
+    for bound, strength in ((None, 5.0), (1e-9, 5.0), (1e9, 5.0), (None, 1.0), (1e-9, 0.5), (None, 0.5)):
+        config = dataclasses.replace(PLAIN, qgr_max_kl=bound, qgr_lambda=strength, text_first_epochs=0)
+        training = make_training(scorer, labels, config)
+        found[bound, strength] = {row.qgr_lambda for row in training.run()}, training.values()
+    assert found[None, 5.0][0] == found[1e9, 5.0][0] == {5.0} and found[1e-9, 5.0][0] == {1.0}
+    assert found[1e-9, 0.5][0] == {0.5}
+    for one, other in (((None, 5.0), (1e9, 5.0)), ((1e-9, 5.0), (None, 1.0)), ((1e-9, 0.5), (None, 0.5))):
+        assert farthest(found[one][1], found[other][1]) == 0
+    assert farthest(found[None, 5.0][1], found[None, 1.0][1]) > 1e-4
 
 
 def test_only_the_visual_prompts_of_adapted_blocks_train(scorer: Scorer, labels: Labels) -> None:

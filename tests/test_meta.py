@@ -14,22 +14,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from grmp_score.config import ModelConfig
+from grmp_score.config import Backbone, ModelConfig, Preprocess
 from grmp_score.errors import ConfigError, DataError, GrmpScoreError
 from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.trainer.data.sources import CLEAN, KADID10K_TASKS, TID2013_TASKS
+from grmp_score.trainer.pretrain.config import PretrainConfig
 from grmp_score.trainer.pretrain.crops import TrainingCrops
 from grmp_score.trainer.pretrain.meta import (
     LogRow,
     MetaTrainer,
-    PretrainConfig,
     split_references,
     to_patches,
     trained_parameters,
 )
 
 from .conftest import randomise
-from .pretrain_data import FAST, assert_equal, farthest, state_of, toy_crops
+from .pretrain_data import CARRIED, FAST, TWO_SETS, assert_equal, farthest, state_of, toy_crops
 
 MakeTrainer = Callable[..., MetaTrainer]
 
@@ -150,9 +150,9 @@ def test_what_is_not_done_gives_something_else(whole_pools: MetaTrainer, variant
 
 def test_the_order_of_tasks_does_not_matter(whole_pools: MetaTrainer) -> None:
     """With fixed batches any order of the tasks of a step gives the same theta."""
-    theta, rng = whole_pools.state.theta, np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     first, *others = [
-        whole_pools._meta_step(theta, 0, list(order), rng, None)[0]
+        whole_pools._meta_step(whole_pools.state, rng, list(order))[0]
         for order in itertools.permutations(whole_pools.tasks)
     ]
     assert len(others) == 5 and max(farthest(first, other) for other in others) < 1e-6
@@ -179,24 +179,268 @@ def test_beta_falls_linearly_to_its_end(make_trainer: MakeTrainer) -> None:
     np.testing.assert_allclose(rates, 0.3 * np.array([1.0, 0.8, 0.6, 0.4, 0.2]))
 
 
+# ------------------------------------------------------------ the authors' loop
+
+
+class Logistic(torch.nn.Module):
+    """A model that stage 1 can train, with a gradient that NumPy can write down: p(high) = sigmoid(w . colour)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text_prompt = torch.nn.Module()
+        self.text_prompt.ctx = torch.nn.Parameter(torch.tensor([0.3, -0.2, 0.1]))
+        self.config = ModelConfig("logistic", Backbone({}), preprocess=Preprocess(patch_size=32))
+
+    def image(self, patches: Tensor) -> Tensor:
+        """Mean colours [B, 3]."""
+        return patches.mean(dim=(2, 3))
+
+    def encode_quality(self) -> Tensor:
+        """Weights [2, 3] of the logits."""
+        return torch.stack([self.text_prompt.ctx, torch.zeros(3)])
+
+    def quality_logits(self, features: Tensor, text: Tensor) -> Tensor:
+        """Logits [B, 2]."""
+        return features @ text.T
+
+
+class NumpyAdam:
+    """Kingma and Ba's algorithm 1, with PyTorch's constants."""
+
+    def __init__(self, lr: float) -> None:
+        self.lr, self.t = lr, 0
+        self.m, self.v = np.zeros(3), np.zeros(3)
+
+    def step(self, w: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """The next parameters."""
+        self.t += 1
+        self.m = 0.9 * self.m + 0.1 * gradient
+        self.v = 0.999 * self.v + 0.001 * gradient**2
+        m, v = self.m / (1 - 0.9**self.t), self.v / (1 - 0.999**self.t)
+        return w - self.lr * m / (np.sqrt(v) + 1e-8)
+
+
+#: What a trainer did: outer steps, the tasks of each, the batches (indices) of each, support and query in turns.
+Visits = list[list[tuple[str, list[np.ndarray]]]]
+
+
+def watched(trainer: MetaTrainer, monkeypatch: pytest.MonkeyPatch) -> Visits:
+    """Runs to the end and tells which task was visited with which batches."""
+    visits: Visits = []
+    draw, loss = trainer._draw, trainer._loss
+
+    def drawing(task: str, rng: np.random.Generator) -> Any:
+        while len(visits) <= trainer.state.step:
+            visits.append([])
+        visits[trainer.state.step].append((task, []))
+        return draw(task, rng)
+
+    def losing(batch: Any, rng: np.random.Generator) -> Tensor:
+        visits[trainer.state.step][-1][1].append(batch.indices)
+        return loss(batch, rng)
+
+    monkeypatch.setattr(trainer, "_draw", drawing)
+    monkeypatch.setattr(trainer, "_loss", losing)
+    run(trainer)
+    return visits
+
+
+def numpy_loop(crops: TrainingCrops, config: PretrainConfig, visits: Visits) -> tuple[np.ndarray, np.ndarray]:
+    """theta and working copy after the authors' loop over these batches, one image after the other.
+
+    Written from METHOD section 2: Adam kept through TID2013, new for every task of KADID-10k, and what the last of
+    these leaves goes on into the next TID2013.
+    """
+    p = Preprocess(patch_size=32)
+    theta = working = np.array([0.3, -0.2, 0.1])
+    adam = NumpyAdam(config.inner_lr)
+    for step in visits:
+        differences = []
+        for task, batches in step:
+            if task.startswith("kadid10k/"):
+                adam = NumpyAdam(config.inner_lr)
+            for turn, batch in enumerate(batches):
+                labels = crops.labels[np.concatenate(batches[turn % 2 :: 2])]  # of the whole support or query set
+                gradient = np.zeros(3)
+                for i in batch:
+                    colour = (crops.pixels[i, 0, 0, 0] / 255 - np.array(p.mean)) / np.array(p.std)
+                    y = (crops.labels[i] - labels.min()) / (labels.max() - labels.min())
+                    gradient += (1 / (1 + np.exp(-working @ colour)) - y) * colour / len(batch)
+                working = adam.step(working, gradient)
+            differences.append(theta - working)
+        theta = theta - config.outer_lr * np.mean(differences, axis=0)
+    return theta, working
+
+
+def test_the_authors_loop_equals_one_in_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Carried copy, Adam kept and new, labels by task and split, theta the average: three epochs, two data sets."""
+    crops = toy_crops(TWO_SETS, flat=True, squeezed=True)
+    model: Any = Logistic()
+    trainer = MetaTrainer(model, crops, CARRIED)
+    theta, working = numpy_loop(crops, CARRIED, watched(trainer, monkeypatch))
+    assert trainer.state.working is not None
+    np.testing.assert_allclose(trainer.state.theta["text_prompt.ctx"], theta, atol=2e-6)
+    np.testing.assert_allclose(trainer.state.working["text_prompt.ctx"], working, atol=2e-6)
+    np.testing.assert_array_equal(model.text_prompt.ctx.detach(), trainer.state.theta["text_prompt.ctx"])
+    # Each part of the loop matters: without it the result is another one.
+    for other in ({"adam": "kept"}, {"adam": "fresh"}, {"working_copy": "reset"}, {"label_range": "data_set"}):
+        changed: Any = Logistic()
+        differing = run(MetaTrainer(changed, crops, dataclasses.replace(CARRIED, **other)))
+        assert np.abs(differing.state.theta["text_prompt.ctx"].numpy() - theta).max() > 1e-4
+
+
+def test_the_authors_loop_visits_data_set_after_data_set(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tasks of TID2013 as one outer step, then KADID-10k's; each time the distorted images are split anew by 80
+    to 20, and the support set is gone through once."""
+    crops = toy_crops(TWO_SETS, squeezed=True)
+    trainer = make_trainer(crops, **dataclasses.asdict(CARRIED))
+    visits = watched(trainer, monkeypatch)
+    assert [{task for task, _ in step} for step in visits] == [
+        {f"{data_set}/{task}" for task in tasks} for _ in range(3) for data_set, tasks in TWO_SETS.items()
+    ]
+    queries: dict[str, set[frozenset[int]]] = {}
+    for task, batches in itertools.chain.from_iterable(visits):
+        # 15 images: 12 in batches of 6, 3 in one batch that is used twice.
+        assert [len(b) for b in batches] == [6, 3, 6, 3]
+        support, query = (set(np.concatenate(batches[side::2]).tolist()) for side in (0, 1))
+        assert (len(support), len(query)) == (12, 3)
+        assert support | query == {i for i, item in enumerate(crops.items) if item.task == task}
+        queries.setdefault(task, set()).add(frozenset(query))
+    assert all(len(drawn) == 3 for drawn in queries.values())
+    assert trainer.images_per_epoch == 5 * 18
+
+
+def test_full_size_data_sets_give_two_and_five_pairs(make_trainer: MakeTrainer) -> None:
+    """125 images of a task of TID2013 and 405 of KADID-10k, as METHOD section 2 counts them."""
+    trainer = make_trainer(toy_crops(squeezed=True), **dataclasses.asdict(PretrainConfig.preset("authors")))
+    assert trainer._pairs(100, 25) == [(75, 25), (25, 25)]
+    assert trainer._pairs(324, 81) == [(75, 50), (75, 31), (75, 50), (75, 31), (24, 50)]
+
+
+def test_squeezed_views(make_trainer: MakeTrainer) -> None:
+    """Support images are parts of the larger picture, some mirrored; query images are the whole one as it is."""
+    crops = toy_crops(TWO_SETS, squeezed=True)
+    assert crops.larger is not None
+    views = crops.random_views(np.arange(40), np.random.default_rng(0))
+    places = set()
+    for view, larger in zip(views, crops.larger, strict=False):
+        found = [(y, x) for y in range(6) for x in range(6) if np.array_equal(view, larger[y : y + 32, x : x + 32])]
+        assert found
+        places.update(found)
+    assert {y for y, _ in places} == {x for _, x in places} == set(range(6))
+    support, query = make_trainer(crops, **dataclasses.asdict(CARRIED))._draw(
+        "tid2013/blur", np.random.default_rng(0)
+    )
+    assert support.cut and not query.cut
+
+
+def test_crops_cut_otherwise_are_refused(make_trainer: MakeTrainer) -> None:
+    """The preset's views and those of the crops must agree."""
+    with pytest.raises(DataError, match="views='scales', not 'squeezed'"):
+        make_trainer(toy_crops(TWO_SETS), **dataclasses.asdict(CARRIED))
+    with pytest.raises(DataError, match="views='squeezed', not 'scales'"):
+        make_trainer(toy_crops(TWO_SETS, squeezed=True))
+
+
+def test_labels_of_one_value_stay_as_they_are(make_trainer: MakeTrainer) -> None:
+    """A query set of one image has no range to stretch."""
+    trainer = make_trainer(label_range="task")
+    indices = trainer.pools["references/blur"][0]
+    assert trainer._set_of(indices[:1], cut=True).labels == trainer.crops.labels[indices[:1]]
+    stretched = trainer._set_of(indices, cut=True).labels
+    assert (stretched.min(), stretched.max()) == (0.0, 1.0)
+
+
+# ------------------------------------------------------------------- presets, reach
+
+
+def test_presets_are_values_that_can_be_changed() -> None:
+    """The defaults are reptile's; a change wins over either."""
+    assert PretrainConfig.preset() == PretrainConfig() == PretrainConfig.preset("reptile")
+    changed = PretrainConfig.preset("authors", n_visual=5, outer_lr=0.5)
+    assert (changed.n_visual, changed.outer_lr, changed.working_copy) == (5, 0.5, "carried")
+    with pytest.raises(ConfigError, match="no preset 'paper'; there are reptile, authors"):
+        PretrainConfig.preset("paper")
+
+
+@pytest.mark.parametrize(
+    ("train", "shape"),
+    [("prompts", (4, 8)), ("text", (4, 0)), ("visual", (0, 8)), ("blocks", (4, 8)), ("towers", (0, 0))],
+)
+def test_prompts_that_are_not_trained_are_not_there(train: Any, shape: tuple[int, int]) -> None:
+    """Numbers of text and visual prompts for each ablation."""
+    prompts = PretrainConfig(train=train, prompt_norm=True).prompts
+    assert (prompts.n_ctx, prompts.n_visual) == shape and prompts.prompt_norm == (shape[1] > 0)
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "steps"),
+    [
+        # 30 tasks by five, and beta = 1e-2 on a copy that is reset.
+        ("reptile", {"outer_lr": 1e-2, "outer_lr_end": 1.0, "inner_lr": 1e-4}, [2] * 300),
+        ("reptile", {"method": "ordinary", "inner_lr": 1e-5}, [10] * 100),
+        ("reptile", {"train": "towers", "block_lr": 1e-7}, [2] * 150),
+        ("authors", {}, [96] * 3),
+    ],
+)
+def test_settings_that_cannot_learn_are_refused(preset: str, changes: dict[str, Any], steps: list[int]) -> None:
+    """The message says how far a parameter can get, and what to raise; the presets at full length are fine."""
+    with pytest.raises(ConfigError, match="no parameter can move by more than") as caught:
+        PretrainConfig.preset(preset, **changes).check_reach(steps)
+    assert caught.value.hint is not None and "Raise" in caught.value.hint
+    PretrainConfig.preset("reptile").check_reach([2] * 150)
+    PretrainConfig.preset("authors").check_reach([96, 250] * 50)
+
+
+@pytest.mark.parametrize("train", ["text", "prompts"])
+@pytest.mark.parametrize("kind", [{}, {"working_copy": "carried"}, {"method": "ordinary"}, {"warm_up": 3}])
+def test_no_parameter_moves_farther_than_the_estimate(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, kind: dict[str, Any], train: str
+) -> None:
+    """With a gradient that always points the same way the estimate is reached, and not passed."""
+    trainer = make_trainer(**{"outer_lr_end": 0.2, **kind}, train=train)
+    towards = [p.sum() for p in trainer.parameters.values()]
+    monkeypatch.setattr(
+        trainer, "_loss", lambda *_: sum((p.sum() for p in trainer.parameters.values()), 0 * towards[0])
+    )
+    moved = farthest(trainer.state.theta, run(trainer).state.theta)
+    asked: list[Any] = []
+    monkeypatch.setattr(PretrainConfig, "check_reach", lambda _, steps: asked.append(steps))
+    trainer.check_reach()
+    assert 0.75 < moved / trainer.config.reach(asked[0]) < 1.01
+
+
+def test_dropout_is_drawn_for_every_image(make_trainer: MakeTrainer) -> None:
+    """In training two copies of an image see other prompts; in evaluation the same."""
+    model = make_trainer(dropout=0.5).model
+    patch = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first, second = model.train().image(patch.expand(2, -1, -1, -1))
+        assert not torch.allclose(first, second, atol=1e-3)
+        first, second = model.eval().image(patch.expand(2, -1, -1, -1))
+        torch.testing.assert_close(first, second)
+
+
 # -------------------------------------------------------------- tasks and pools
 
 
-@pytest.mark.parametrize("tasks_per_step", [1, 5, 49, 60])
+@pytest.mark.parametrize("tasks_per_step", [0, 1, 5, 49, 60])
 def test_every_task_is_visited_once_per_epoch(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, tasks_per_step: int
 ) -> None:
     """All 24 types of TID2013 and all 25 of KADID-10k, the last one included, in an order of each epoch's own."""
     crops = toy_crops({"tid2013": list(TID2013_TASKS), "kadid10k": list(KADID10K_TASKS)}, references=2, levels=(5,))
     trainer = make_trainer(crops, epochs=3, tasks_per_step=tasks_per_step)
-    names = {id(support): task for task, (support, _) in trainer.pools.items()}
-    visited = []
+    draw, visited = trainer._draw, []
 
-    def adapt(support: Any, *_: Any) -> tuple[float, float]:
-        visited.append(names[id(support)])
-        return 0.0, 0.0
+    def looking(task: str, rng: np.random.Generator) -> Any:
+        visited.append(task)
+        return draw(task, rng)
 
-    monkeypatch.setattr(trainer, "_adapt", adapt)
+    monkeypatch.setattr(trainer, "_draw", looking)
+    monkeypatch.setattr(trainer, "_adapt", lambda *_: (0.0, 0.0))
     rows = list(trainer.run())
     expected = sorted([f"tid2013/{t}" for t in TID2013_TASKS] + [f"kadid10k/{t}" for t in KADID10K_TASKS])
     epochs = [visited[i : i + 49] for i in range(0, len(visited), 49)]
@@ -229,7 +473,7 @@ def test_batches_come_from_their_side(make_trainer: MakeTrainer, monkeypatch: py
     loss = trainer._loss
 
     def looking(batch: Any, rng: np.random.Generator) -> Tensor:
-        batches.append(batch)
+        batches.append(batch.indices)
         return loss(batch, rng)
 
     monkeypatch.setattr(trainer, "_loss", looking)
@@ -284,6 +528,13 @@ EXPECTED_PREFIXES = {
     "visual": ("visual_prompts.tokens", "visual_prompts.proj."),
     "prompts": ("text_prompt.ctx", "visual_prompts."),
     # The tiny model has three image blocks and adapts the last two.
+    "towers": (
+        "clip.visual.transformer.resblocks.1.",
+        "clip.visual.transformer.resblocks.2.",
+        "clip.visual.ln_post.",
+        "clip.transformer.resblocks.",
+        "clip.ln_final.",
+    ),
     "blocks": (
         "text_prompt.ctx",
         "visual_prompts.",
@@ -327,8 +578,9 @@ def test_nothing_to_train_is_refused(tiny_config: ModelConfig) -> None:
     "wrong",
     [
         {"epochs": 0},
-        {"tasks_per_step": 0},
-        {"inner_steps": 0},
+        {"tasks_per_step": -1},
+        {"inner_steps": -1},
+        {"n_visual": -1},
         {"support_batch": 0},
         {"query_batch": -1},
         {"inner_lr": 0.0},
@@ -372,6 +624,7 @@ KINDS = [
     {"method": "meta", "adam": "kept"},
     {"method": "ordinary"},
     {"method": "meta", "adam": "kept", "train": "blocks"},
+    {"method": "meta", "adam": "authors", "working_copy": "carried", "split_by": "image", "label_range": "task"},
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 import itertools
 import subprocess
 import sys
@@ -17,12 +18,13 @@ from scipy.stats import spearmanr
 
 from grmp_score import weights
 from grmp_score.config import ModelConfig, PromptConfig
-from grmp_score.errors import ConfigError, GrmpScoreError, WeightsError
+from grmp_score.errors import ConfigError, DataError, GrmpScoreError, WeightsError
 from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.scorer import Scorer
 from grmp_score.trainer.data import sources
 from grmp_score.trainer.pretrain import pretrain
 from grmp_score.trainer.pretrain import run as stage_1
+from grmp_score.trainer.pretrain.config import PretrainConfig
 from grmp_score.trainer.pretrain.crops import TrainingCrops, load_crops
 from grmp_score.trainer.pretrain.held_out import encode_crops, evaluate_held_out, predict
 from grmp_score.trainer.pretrain.meta import LogRow, MetaTrainer
@@ -31,8 +33,9 @@ from grmp_score.weights.folder import Weights
 
 from .cli_tools import run
 from .conftest import Photo, make_photo, randomise
-from .pretrain_data import FAST, assert_equal, state_of, toy_crops
+from .pretrain_data import CARRIED, FAST, TWO_SETS, assert_equal, state_of, toy_crops
 
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "stage_1.py"
 TWO_PROMPTS = PromptConfig(n_visual=2)
 
 
@@ -58,7 +61,7 @@ def adapter_in(folder: Path) -> dict[str, torch.Tensor]:
 # ------------------------------------------------------------------ end to end
 
 
-@pytest.mark.parametrize("train", ["prompts", "text", "visual", "blocks"])
+@pytest.mark.parametrize("train", ["prompts", "text", "visual", "blocks", "towers"])
 def test_the_weights_are_the_trained_model(
     base: Weights, crops: TrainingCrops, tiny_config: ModelConfig, tmp_path: Path, train: Any
 ) -> None:
@@ -86,8 +89,9 @@ def test_the_weights_are_the_trained_model(
         torch.testing.assert_close(built.scene_features, built.encode_scenes(), atol=1e-6, rtol=0)
     assert_equal(backbone, base.backbone_state())  # the base is not touched
     clip_names = {n.removeprefix("clip.") for n in trained.adapter if n.startswith("clip.")}
-    assert bool(clip_names) == (train == "blocks")
-    assert all(n.startswith(("visual.transformer.resblocks.2.", "visual.ln_post.")) for n in clip_names)
+    assert bool(clip_names) == (train in ("blocks", "towers"))
+    both = ("transformer.resblocks.1.", "ln_final.") if train == "towers" else ()
+    assert all(n.startswith(("visual.transformer.resblocks.2.", "visual.ln_post.", *both)) for n in clip_names)
 
 
 def test_the_folder_holds_weights_checkpoint_and_log(
@@ -113,7 +117,11 @@ def test_provenance_is_recorded(base: Weights, crops: TrainingCrops, tmp_path: P
     options: dict[str, Any] = {"base": base, "prompts": TWO_PROMPTS, "references": used, "device": "cpu"}
     pretrain(crops, tmp_path / "mine", FAST, **options)
     config = weights.load(tmp_path / "mine").config
-    assert config.training["stage_1"] == {**dataclasses.asdict(FAST), "groups": [], "outer_steps": 6}
+    assert config.training["stage_1"] == {
+        **dataclasses.asdict(dataclasses.replace(FAST, n_visual=2)),
+        "groups": [],
+        "outer_steps": 6,
+    }
     assert config.training["tasks"] == crops.tasks()
     assert (config.training["support_references"], config.training["query_references"]) == (3, 1)
     assert config.name == "mine" and config.prompts == TWO_PROMPTS
@@ -153,12 +161,16 @@ def test_a_folder_of_clean_photos_is_enough(base: Weights, clean: Path, tmp_path
 # ------------------------------------------------------------ stopped, resumed
 
 
+@pytest.mark.parametrize("preset", ["reptile", "authors"])
 @pytest.mark.parametrize("where", ["after a step", "inside a step"])
 def test_an_interrupted_run_continues_to_the_same_weights(
-    base: Weights, crops: TrainingCrops, tmp_path: Path, where: str
+    base: Weights, tmp_path: Path, where: str, preset: str
 ) -> None:
     """Ctrl-C keeps what is done; resuming ends in the same files as never having stopped."""
-    settings = dataclasses.replace(FAST, adam="kept")
+    settings, crops, calls_done = {
+        "reptile": (dataclasses.replace(FAST, adam="kept", outer_lr_end=0.1), toy_crops(), 9),
+        "authors": (CARRIED, toy_crops(TWO_SETS, squeezed=True), 25),
+    }[preset]
     adam_step, calls = torch.optim.Adam.step, itertools.count(1)
 
     def stop_after_step(row: LogRow) -> None:
@@ -167,7 +179,7 @@ def test_an_interrupted_run_continues_to_the_same_weights(
 
     def stop_inside_step(self: torch.optim.Adam) -> None:
         adam_step(self)
-        if where == "inside a step" and next(calls) == 9:  # step 3 has begun
+        if where == "inside a step" and next(calls) == calls_done:  # step 3 has begun
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -182,6 +194,54 @@ def test_an_interrupted_run_continues_to_the_same_weights(
     assert steps == [3, 4, 5, 6, 1, 2, 3, 4, 5, 6]
     for name in ("adapter.safetensors", "config.json"):
         assert (tmp_path / "a" / "mine" / name).read_bytes() == (tmp_path / "b" / "mine" / name).read_bytes()
+
+
+def test_settings_that_cannot_learn_are_refused(base: Weights, crops: TrainingCrops, tmp_path: Path) -> None:
+    """Before a step is taken, with the remedy."""
+    with pytest.raises(ConfigError, match=r"can move by more than 0\.0012 in 6 outer steps") as caught:
+        pretrain(crops, tmp_path / "a", dataclasses.replace(FAST, outer_lr=1e-2), base=base, device="cpu")
+    assert caught.value.hint == "Raise inner_lr, outer_lr or epochs"
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("train", ["text", "visual", "towers"])
+def test_ablations_leave_out_what_they_do_not_train(
+    base: Weights, crops: TrainingCrops, tmp_path: Path, photo: Photo, train: Any
+) -> None:
+    """Each is a model that scores; what is not trained of the prompts is not in it."""
+    settings = dataclasses.replace(FAST, train=train, n_visual=2, block_lr=1e-3)
+    scorer = pretrain(crops, tmp_path / train, settings, base=base, device="cpu")
+    assert scorer.config.prompts == settings.prompts
+    adapter = adapter_in(tmp_path / train)
+    assert adapter["text_prompt.ctx"].numel() == (4 * 32 if train == "text" else 0)
+    assert ("visual_prompts.tokens" in adapter) == (train == "visual")
+    assert any(name.startswith("clip.transformer.") for name in adapter) == (train == "towers")
+    assert 0 < scorer.score(photo()).value < 1
+
+
+def test_untrained_prompts_need_no_images(base: Weights, tmp_path: Path) -> None:
+    """The start of a run with the same seed, as weights."""
+    settings = PretrainConfig(method="none", n_visual=2, seed=3)
+    pretrain(None, tmp_path / "start", settings, base=base, device="cpu")
+    start = new_model(dataclasses.replace(base.config, prompts=settings.prompts), base, seed=3)
+    assert torch.equal(adapter_in(tmp_path / "start")["text_prompt.ctx"], start.text_prompt.ctx)
+    assert weights.load(tmp_path / "start").config.training["stage_1"]["outer_steps"] == 0
+    with pytest.raises(DataError, match="no images are given"):
+        pretrain(None, tmp_path / "other", FAST, base=base, device="cpu")
+
+
+@pytest.mark.skipif(not BENCHMARK.is_file(), reason="the benchmarks are not in this tree")
+@pytest.mark.parametrize(("name", "epochs"), [("reptile", 20), pytest.param("authors", 50, marks=pytest.mark.slow)])
+def test_presets_learn(name: str, epochs: int) -> None:
+    """What the benchmark prints: held-out SRCC rises by at least .3."""
+    spec = importlib.util.spec_from_file_location("stage_1_benchmark", BENCHMARK)
+    assert spec is not None and spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, spec.name, benchmark)
+        spec.loader.exec_module(benchmark)
+        result = benchmark.contest(name, 0, epochs)
+    assert result.after > result.before + 0.3
 
 
 def test_an_earlier_run_is_not_overwritten(base: Weights, crops: TrainingCrops, tmp_path: Path) -> None:
@@ -228,7 +288,8 @@ def test_by_default_the_bundled_model_is_the_base(
     monkeypatch.chdir(tmp_path)
     clean.rename("mini")
     assert weights.load_base().origin == "mini"
-    result = run("pretrain", "--references", "mini", "-o", "out", "--epochs", "1", "--jobs", "1")
+    fast = ("--epochs", "1", "--jobs", "1", "--inner-lr", "0.02")
+    result = run("pretrain", "--references", "mini", "-o", "out", *fast)
     assert result.exit_code == 0, result.stderr
     assert weights.load("out").config.backbone.model_cfg == base.config.backbone.model_cfg
     assert "[default: mini]" in " ".join(run("pretrain", "--help").stdout.split())

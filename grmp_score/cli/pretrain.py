@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from grmp_score.cli.options import device_option
 from grmp_score.cli.progress import progress_bar
 from grmp_score.errors import GrmpScoreError, MissingExtraError
+from grmp_score.trainer.pretrain.config import PRESETS, PretrainConfig, Trained, epoch_steps, value_of
+
+
+def given(name: str) -> str:
+    """What the help text says about an option whose default is the preset's."""
+
+    def shown(preset: str) -> str:
+        value = value_of(preset, name)
+        return ("on" if value else "off") if isinstance(value, bool) else str(value)
+
+    values = {preset: shown(preset) for preset in PRESETS}
+    first, *others = values
+    differing = "".join(f"; {preset}: {values[preset]}" for preset in others if values[preset] != values[first])
+    return f"[default: {values[first]}{differing}]"
 
 
 @click.command()
@@ -30,33 +44,75 @@ from grmp_score.errors import GrmpScoreError, MissingExtraError
     help="Whose backbone to start from, or NAME:TAG of open_clip (ViT-B-16-quickgelu:openai).  [default: mini]",
 )
 @click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="reptile",
+    help="Values of the options below: reptile resets the working copy for every task and learns within the "
+    "budget of a CPU; authors is what the authors' code does.",
+)
+@click.option(
     "--method",
-    type=click.Choice(["meta", "ordinary"]),
-    default="meta",
-    help="Meta-learning, or plain training on the pooled tasks.",
+    type=click.Choice(["meta", "ordinary", "none"]),
+    help="Meta-learning, plain training on the pooled tasks, or none: the prompts as they are drawn.  "
+    + given("method"),
 )
 @click.option(
     "--train",
-    type=click.Choice(["prompts", "text", "visual", "blocks"]),
-    default="prompts",
-    help="What is trained; blocks: prompts and the last four image blocks.",
+    type=click.Choice(list(get_args(Trained))),
+    help="What is trained; prompts that are not are not in the model.  prompts: text and visual ones; text, "
+    "visual: one kind; blocks: prompts and the last four image blocks; towers: the last four blocks of both "
+    "towers, without prompts.  " + given("train"),
 )
-@click.option("--n-visual", type=click.IntRange(0), default=8, help="Visual prompt tokens per block.")
-@click.option("--epochs", type=click.IntRange(1), default=50, help="Passes over all tasks.")
-@click.option("--tasks-per-step", type=click.IntRange(1), default=5, help="k, tasks per outer step.")
-@click.option("--inner-steps", type=click.IntRange(1), default=1, help="Support/query step pairs per task.")
-@click.option("--inner-lr", type=float, default=1e-4, help="alpha (Adam).")
-@click.option("--block-lr", type=float, default=1e-5, help="Learning rate of the blocks.")
+@click.option("--n-visual", type=click.IntRange(0), help="Visual prompt tokens per block.  " + given("n_visual"))
+@click.option(
+    "--prompt-norm/--no-prompt-norm",
+    default=None,
+    help="A LayerNorm after the last block, with visual prompts.  " + given("prompt_norm"),
+)
+@click.option("--epochs", type=click.IntRange(1), help="Passes over all tasks.  " + given("epochs"))
+@click.option(
+    "--working-copy",
+    type=click.Choice(["reset", "carried"]),
+    help="Where a task starts: from theta, or from where the task before it ended.  " + given("working_copy"),
+)
+@click.option(
+    "--tasks-per-step",
+    type=click.IntRange(0),
+    help="k, tasks per outer step; 0: those of one data set.  " + given("tasks_per_step"),
+)
+@click.option(
+    "--inner-steps",
+    type=click.IntRange(0),
+    help="Support/query step pairs per task; 0: once through the support set.  " + given("inner_steps"),
+)
+@click.option("--inner-lr", type=float, help="alpha (Adam).  " + given("inner_lr"))
+@click.option("--block-lr", type=float, help="Learning rate of the blocks.  " + given("block_lr"))
 @click.option(
     "--adam",
-    type=click.Choice(["fresh", "kept"]),
-    default="fresh",
-    help="Adam's moments: new for every task, or kept.",
+    type=click.Choice(["fresh", "kept", "authors"]),
+    help="Adam's moments: new for every task, kept, or kept through TID2013 alone.  " + given("adam"),
 )
-@click.option("--warm-up", type=click.IntRange(0), default=0, help="Outer steps of warm-up.")
-@click.option("--outer-lr", type=float, default=1e-2, help="beta.")
-@click.option("--support-batch", type=click.IntRange(1), default=75, help="Images per support step.")
-@click.option("--query-batch", type=click.IntRange(1), default=50, help="Images per query step.")
+@click.option("--warm-up", type=click.IntRange(0), help="Outer steps of warm-up.  " + given("warm_up"))
+@click.option("--outer-lr", type=float, help="beta.  " + given("outer_lr"))
+@click.option("--outer-lr-end", type=float, help="Share of beta at the end.  " + given("outer_lr_end"))
+@click.option("--support-batch", type=click.IntRange(1), help="Images per support step.  " + given("support_batch"))
+@click.option("--query-batch", type=click.IntRange(1), help="Images per query step.  " + given("query_batch"))
+@click.option("--query-share", type=float, help="Share of the query set.  " + given("query_share"))
+@click.option(
+    "--split-by",
+    type=click.Choice(["reference", "image"]),
+    help="Query images show other photos, or are other images, drawn at every visit.  " + given("split_by"),
+)
+@click.option(
+    "--label-range",
+    type=click.Choice(["data_set", "task"]),
+    help="Labels are 0 to 1 over the data set, or over each support or query set.  " + given("label_range"),
+)
+@click.option(
+    "--views",
+    type=click.Choice(["scales", "squeezed"]),
+    help="Crops at three scales, or the image squeezed into a square.  " + given("views"),
+)
 @click.option(
     "--group",
     "groups",
@@ -66,8 +122,7 @@ from grmp_score.errors import GrmpScoreError, MissingExtraError
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    help="Of the image tower; bfloat16 is about twice as fast where the processor knows it.",
+    help="Of the image tower; bfloat16 is about twice as fast where the processor knows it.  " + given("precision"),
 )
 @click.option("--seed", type=int, default=0, help="Seed of everything random.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes that prepare images.  [default: cores]")
@@ -79,7 +134,7 @@ def command(
     tid2013: Path | None,
     output: Path,
     model: str | None,
-    n_visual: int,
+    preset: str,
     jobs: int | None,
     device: str,
     resume: bool,
@@ -91,28 +146,37 @@ def command(
     in 30 ways at 5 levels and labelled by full-reference metrics.  The folder gets the weights, the prepared
     crops, a checkpoint, log.csv and log.png.
 
-    The defaults are the paper's settings, which want a GPU; the last example is what one core does in a quarter of
-    an hour.
+    --preset authors is the paper as it was run: it wants a GPU, and both data sets.  The paper's ablations (tables
+    4 and 5) are options of any preset:
+
+    \b
+      all prompts                    (nothing)
+      meta + text only               --train text
+      meta + visual only             --train visual
+      meta without prompts           --train towers
+      both without meta, ordinary    --method ordinary
+      no stage 1                     --method none
 
     \b
     Examples:
       grmp-score pretrain --references clean/ -o my-stage1
-      grmp-score pretrain --tid2013 TID2013/ --kadid10k KADID-10k/ -m ViT-B-16-quickgelu:openai -o stage1
-      grmp-score pretrain --references clean/ -o quick --adam kept --inner-lr 1e-3 --outer-lr 1 \\
-          --epochs 5 --tasks-per-step 2 --support-batch 12 --query-batch 8
+      grmp-score pretrain --tid2013 TID2013/ --kadid10k KADID-10k/ -m ViT-B-16-quickgelu:openai \\
+          --preset authors -o stage1
+      grmp-score pretrain --references clean/ -o text-only --train text --epochs 5
+      grmp-score pretrain --method none -o untrained
     """
-    if not (references or kadid10k or tid2013):
+    settings = {name: value for name, value in settings.items() if value is not None}
+    config = PretrainConfig.preset(preset, **settings)
+    if not (references or kadid10k or tid2013 or config.method == "none"):
         raise click.UsageError("give at least one of --references, --kadid10k, --tid2013")
     from grmp_score import weights
-    from grmp_score.config import PromptConfig
     from grmp_score.pipeline.inference import pick_device
     from grmp_score.report.plots import plot_pretraining
     from grmp_score.trainer.data import sources
     from grmp_score.trainer.pretrain.crops import cut_crops
-    from grmp_score.trainer.pretrain.meta import LogRow, PretrainConfig
+    from grmp_score.trainer.pretrain.meta import LogRow
     from grmp_score.trainer.pretrain.run import CHECKPOINT, LOG, PLOT, pretrain
 
-    config = PretrainConfig(**settings)
     if (output / weights.CONFIG).exists() and not resume:
         raise GrmpScoreError("already holds weights", path=output, hint="Choose another folder")
     if (output / CHECKPOINT).exists() and not resume:
@@ -130,15 +194,20 @@ def command(
             f"no distortions of the family {unknown[0]!r}; there are {', '.join(sorted({i.group for i in items}))}"
         )
     base = weights.load_base(model)
+    if config.method == "none":
+        pretrain(None, output, config, base=base, resume=resume, device=str(pick_device(device)))
+        click.echo(f"wrote {output}; use it with: grmp-score PATHS --model {output}", err=True)
+        return
     with progress_bar("Preparing", len(sources.by_reference(items)), unit="references") as progress:
         crops = cut_crops(
             items,
             output / "prepared",
             patch_size=base.config.preprocess.patch_size,
+            views=config.views,
             jobs=jobs or os.cpu_count() or 1,
             progress=lambda *_: progress(),
         )
-    steps = config.epochs * -(-len(crops.tasks(config.groups)) // config.tasks_per_step)
+    steps = config.epochs * len(epoch_steps(crops.tasks(config.groups), config.tasks_per_step))
     with progress_bar("Training", steps, unit="steps") as progress:
 
         def on_step(row: LogRow) -> None:
@@ -149,7 +218,6 @@ def command(
             output,
             config,
             base=base,
-            prompts=PromptConfig(n_visual=n_visual),
             resume=resume,
             device=str(pick_device(device)),
             on_step=on_step,

@@ -64,7 +64,7 @@ class DeepVisualPrompts(nn.Module):
         tokens: [L, n, W].
         proj: the shared linear map, or None when folded.
         norm: the authors' extra LayerNorm (eps 1e-6) after the last block, or None.
-        dropout: applied to the projected prompts in training (authors: 0.1).
+        dropout: applied to the projected prompts in training, for every image by itself (authors: 0.1).
     """
 
     def __init__(
@@ -91,9 +91,13 @@ class DeepVisualPrompts(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self) -> Tensor:
-        """Prompt tokens [L, n, W] as they enter the blocks."""
+        """Prompt tokens [L, n, W] of all blocks, the same for every image."""
         tokens: Tensor = self.tokens if self.proj is None else self.proj(self.tokens)
-        dropped: Tensor = self.dropout(tokens)
+        return tokens
+
+    def expand(self, tokens: Tensor, images: int) -> Tensor:
+        """Prompt tokens [n, W] of a block -> [B, n, W] as they enter it with so many images."""
+        dropped: Tensor = self.dropout(tokens.expand(images, -1, -1))
         return dropped
 
     @torch.no_grad()

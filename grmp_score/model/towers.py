@@ -113,8 +113,8 @@ class ImageTower:
             rows: number of first tokens to compute; None for all.
         """
         rows = x.shape[1] if rows is None else rows
-        if prompts is not None:
-            x = torch.cat([x, prompts[i].expand(len(x), -1, -1)], dim=1)  # [B, 1 + N + n, W]
+        if prompts is not None and self._prompts is not None:
+            x = torch.cat([x, self._prompts.expand(prompts[i], len(x))], dim=1)  # [B, 1 + N + n, W]
         # The block itself, as open_clip has it; its `nn.MultiheadAttention` computes the same slower on a CPU.
         block = self._blocks[i]
         attn, normed = block.attn, block.ln_1(x)

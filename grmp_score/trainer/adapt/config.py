@@ -89,10 +89,10 @@ class FewShotConfig:
         momentum: of SGD.
         epochs: most passes over the images; with folds the best number of them is taken, and 0 is allowed.
         batch_size: images per step.
-        crops_per_image: size of the pool of crops that are cut from an image once, where its preprocessing puts
-            them (at random if that knows the middle alone); None takes as many as the scorer does.  The paper cuts
-            a new random crop in every step; here it is drawn from the pool, so that the frozen blocks run once per
-            crop and not once per step.
+        crops_per_image: size of the pool of crops that are cut from an image once, where the weights' preprocessing
+            puts them (at random if that knows the middle alone); None takes as many as the scorer does.  The paper
+            cuts a new random crop in every step; here it is drawn from the pool, so that the frozen blocks run once
+            per crop and not once per step.
         crops_per_step: how many of them, drawn anew, stand for an image in a step; each gets the image's label.
         crops_per_epoch: how often an image comes up in an epoch, each time with crops of its own.
         flips: the pool also holds the mirrored crops.

@@ -1,9 +1,10 @@
 """Stage 1: bi-level meta-learning of the prompts over distortion types (METHOD section 2, eqs. 4 to 6).
 
-Each outer step takes k tasks.  Every task starts from the same theta (the authors' code lets its working copy
-run on from task to task), adapts to a batch of support images (eq. 4), then, at the adapted parameters, to a batch
-of query images of other references (eq. 5; the paper prints the gradient at theta, the authors' code and we take
-it at theta'), and theta moves towards the mean of the results (eq. 6).  Each epoch visits every task once.
+Each outer step takes k tasks.  A task starts from theta, as eq. (4) says, or, as in the authors' code, from where
+the task before it ended.  It adapts to a batch of support images (eq. 4), then, at the adapted parameters, to a
+batch of query images (eq. 5; the paper prints the gradient at theta, the authors' code and we take it at theta'),
+and theta moves towards the mean of the results (eq. 6).  Each epoch visits every task once, the 25th of KADID-10k
+too, which the authors' code leaves out.
 
 To be read from `MetaTrainer._meta_step` on: it holds the three equations.
 """
@@ -12,11 +13,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,70 +31,9 @@ from grmp_score.files import replacing
 from grmp_score.model.clip import adapted_names
 from grmp_score.model.patches import normalise
 from grmp_score.model.quality_clip import QualityCLIP, quality_loss
+from grmp_score.trainer.data.sources import CLEAN
+from grmp_score.trainer.pretrain.config import PretrainConfig, Trained, epoch_steps
 from grmp_score.trainer.pretrain.crops import TrainingCrops
-
-#: What is trained: all prompts, one kind of prompt (the paper's table 4), or the prompts and the image tower's
-#: last blocks with ``ln_post``.
-Trained = Literal["prompts", "text", "visual", "blocks"]
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Settings of stage 1; the defaults are the paper's where it states them.
-
-    Attributes:
-        method: ``"meta"`` (eqs. 4 to 6), or ``"ordinary"``: plain Adam on the pooled tasks, for as many images
-            (the paper's table 5).
-        train: what is trained.
-        epochs: passes over all tasks.
-        tasks_per_step: k, tasks per outer step.
-        inner_steps: pairs of a support and a query step within one task.
-        adam: ``"fresh"`` starts every task with new Adam moments; ``"kept"`` carries them on from task to task,
-            as the authors' code does in its TID2013 half, which needs far fewer steps.
-        inner_lr: alpha, learning rate of the prompts (Adam).
-        block_lr: learning rate of the adapted blocks, with ``train="blocks"``.
-        warm_up: outer steps over which both inner learning rates rise to their value; Adam's first steps have the
-            full size in every parameter, which millions of pre-trained ones do not bear.
-        outer_lr: beta, share of the way from theta to the mean of the adapted parameters.
-        outer_lr_end: beta falls linearly to this share of its start.
-        support_batch: images per support step.
-        query_batch: images per query step.
-        query_share: share of the references kept for query batches.
-        groups: families of distortions to train on, by their names in `sources.Item.group`; all when empty.
-        precision: ``"bfloat16"`` computes the image tower under autocast: about twice as fast where the processor
-            knows the type.
-        seed: of everything random.
-    """
-
-    method: Literal["meta", "ordinary"] = "meta"
-    train: Trained = "prompts"
-    epochs: int = 50
-    tasks_per_step: int = 5
-    inner_steps: int = 1
-    adam: Literal["fresh", "kept"] = "fresh"
-    inner_lr: float = 1e-4
-    block_lr: float = 1e-5
-    warm_up: int = 0
-    outer_lr: float = 1e-2
-    outer_lr_end: float = 1.0
-    support_batch: int = 75
-    query_batch: int = 50
-    query_share: float = 0.2
-    groups: tuple[str, ...] = ()
-    precision: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "tasks_per_step", "inner_steps", "support_batch", "query_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("inner_lr", "block_lr", "outer_lr"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
-        if not 0 < self.query_share < 1:
-            raise ConfigError(f"query_share must lie between 0 and 1, got {self.query_share}")
 
 
 @dataclass(frozen=True)
@@ -117,11 +58,13 @@ class TrainingState:
         theta: the trained parameters by name.
         optimizer: Adam's state where it is carried from step to step, otherwise None.
         log: one row per outer step.
+        working: the working copy's parameters where it is carried from step to step, otherwise None: it is theta.
     """
 
     theta: dict[str, Tensor]
     optimizer: dict[str, Any] | None = None
     log: tuple[LogRow, ...] = ()
+    working: dict[str, Tensor] | None = None
 
     @property
     def step(self) -> int:
@@ -134,15 +77,36 @@ class TrainingState:
         return self.log[-1].seconds if self.log else 0.0
 
 
+@dataclass(frozen=True)
+class ImageSet:
+    """A support or a query set.
+
+    Attributes:
+        indices: [n] int64, of its crops.
+        labels: [n] float64 in 0..1, higher is better.
+        cut: whether random parts of the images are seen, or the images as they are.
+    """
+
+    indices: NDArray[np.int64]
+    labels: NDArray[np.float64]
+    cut: bool
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> ImageSet:
+        return ImageSet(self.indices[rows], self.labels[rows], self.cut)
+
+
 def trained_parameters(model: QualityCLIP, train: Trained) -> dict[str, torch.nn.Parameter]:
     """The parameters that stage 1 trains, by name in `QualityCLIP`."""
     text, visual = "text_prompt.", "visual_prompts."
-    prefixes = {"text": (text,), "visual": (visual,)}.get(train, (text, visual))
+    prefixes = {"text": (text,), "visual": (visual,), "towers": ()}.get(train, (text, visual))
     blocks: set[str] = set()
-    if train == "blocks":
-        # The text tower stays as it is, and with it the scenes' text features.
+    if train in ("blocks", "towers"):
+        # With "blocks" the text tower stays as it is, and with it the scenes' text features.
         adapted = adapted_names(model.clip, model.config.adapted_blocks)
-        blocks = {f"clip.{n}" for n in adapted if n.startswith("visual.")}
+        blocks = {f"clip.{n}" for n in adapted if train == "towers" or n.startswith("visual.")}
     return {n: p for n, p in model.named_parameters() if n.startswith(prefixes) or n in blocks}
 
 
@@ -170,8 +134,9 @@ class MetaTrainer:
         state: where the run stands.
         tasks: names of the distortion tasks.
         support: references of the support images, eq. (4).
-        query: references of the query images, eq. (5).
-        pools: for each task, indices into the crops of its support images and of its query images.
+        query: references of the query images, eq. (5); the same ones where images are split, not references.
+        pools: for each task, indices into the crops of its support images and of its query images; with
+            ``split_by="image"`` of all its images and of none.
     """
 
     def __init__(
@@ -194,7 +159,8 @@ class MetaTrainer:
 
         Raises:
             ConfigError: the model has nothing to train.
-            DataError: too few references, or a task without images on one side of the split.
+            DataError: too few references, a task without images on one side of the split, or crops that were cut
+                for other ``views``.
         """
         self.model, self.crops, self.config = model.to(device), crops, config
         self.device = torch.device(device)
@@ -204,28 +170,50 @@ class MetaTrainer:
             raise ConfigError(f"nothing to train: the model has no parameters for train={config.train!r}")
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        used = crops.references() if references is None else references
+        if crops.views != config.views:
+            raise DataError(f"the crops were cut for views={crops.views!r}, not {config.views!r}")
+        used = list(crops.references() if references is None else references)
         if len(used) < 2:
             raise DataError(f"need at least 2 references to split into support and query, got {len(used)}")
-        self.support, self.query = split_references(used, config.query_share, config.seed)
         self.tasks = crops.tasks(config.groups)
-        self.pools = {
-            task: (crops.indices(self.support, task), crops.indices(self.query, task)) for task in self.tasks
-        }
-        for task, (support, query) in self.pools.items():
-            if not len(support) or not len(query):
+        if config.split_by == "image":
+            self.support = self.query = used
+            nothing = np.empty(0, dtype=np.int64)
+            self.pools = {task: (self._distorted(used, task), nothing) for task in self.tasks}
+        else:
+            self.support, self.query = split_references(used, config.query_share, config.seed)
+            self.pools = {
+                task: (crops.indices(self.support, task), crops.indices(self.query, task)) for task in self.tasks
+            }
+        for task in self.tasks:
+            if not all(self._sizes_of(task)):
                 raise DataError(f"task {task} has no images on one side of the support/query split")
+        self._steps = epoch_steps(self.tasks, config.tasks_per_step)
         self.state = TrainingState(self._current())
 
     @property
     def steps_per_epoch(self) -> int:
         """Outer steps that visit every task once."""
-        return -(-len(self.tasks) // self.config.tasks_per_step)
+        return len(self._steps)
 
     @property
     def total_steps(self) -> int:
         """Outer steps of the whole run."""
-        return self.config.epochs * self.steps_per_epoch
+        return 0 if self.config.method == "none" else self.config.epochs * self.steps_per_epoch
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Images in all support and query steps of an epoch, repetitions counted."""
+        return sum(sum(sizes) for task in self.tasks for sizes in self._pairs(*self._sizes_of(task)))
+
+    def check_reach(self) -> None:
+        """Refuses settings with which theta stays about where it starts: see `PretrainConfig.check_reach`."""
+        steps = [
+            [2 * len(self._pairs(*self._sizes_of(t))) for t in self._tasks_of_step(s)]
+            for s in range(self.total_steps)
+        ]
+        averaged = self.config.method == "meta" and self.config.working_copy == "reset"
+        self.config.check_reach([round(sum(s) / len(s)) if averaged else sum(s) for s in steps])
 
     def run(self) -> Iterator[LogRow]:
         """Trains to the end, yielding a row after each outer step.
@@ -243,106 +231,175 @@ class MetaTrainer:
         """The state after one more outer step; ``state`` is left as it is."""
         started, step, config = time.monotonic(), state.step, self.config
         torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
-        rng = np.random.default_rng([config.seed, step])  # batches, crops and flips
-        tasks = self._tasks_of_step(step)
-        kept = self._adam(step, state.optimizer) if config.method == "ordinary" or config.adam == "kept" else None
-        self._set_parameters(state.theta)
+        rng = np.random.default_rng([config.seed, step])  # splits, batches, crops and flips
+        self._set_parameters(state.theta if state.working is None else state.working)
         self.model.train()
         if config.method == "meta":
-            theta, losses = self._meta_step(state.theta, step, tasks, rng, kept)
+            theta, optimizer, losses = self._meta_step(state, rng)
         else:
-            assert kept is not None
-            theta, losses = self._ordinary_step(len(tasks), rng, kept)
+            theta, optimizer, losses = self._ordinary_step(state, rng)
+        working = self._current() if config.method == "meta" and config.working_copy == "carried" else None
         support_loss, query_loss = (float(mean) for mean in np.mean(losses, axis=0))
         self._set_parameters(theta)
         self.model.eval()
-        if not (np.isfinite(support_loss + query_loss) and all(t.isfinite().all() for t in theta.values())):
+        tensors = [*theta.values(), *(working or {}).values()]
+        if not (np.isfinite(support_loss + query_loss) and all(t.isfinite().all() for t in tensors)):
             raise GrmpScoreError(
                 f"the loss or a parameter is not finite at step {step + 1}",
                 hint="Start again with lower learning rates",
             )
         seconds = state.seconds + time.monotonic() - started
         row = LogRow(step + 1, step // self.steps_per_epoch + 1, support_loss, query_loss, seconds)
-        return TrainingState(theta, None if kept is None else kept.state_dict(), (*state.log, row))
+        kept = None if config.method == "meta" and config.adam == "fresh" else optimizer.state_dict()
+        return TrainingState(theta, kept, (*state.log, row), working)
 
     def _meta_step(
-        self,
-        theta: dict[str, Tensor],
-        step: int,
-        tasks: list[str],
-        rng: np.random.Generator,
-        kept: torch.optim.Optimizer | None,
-    ) -> tuple[dict[str, Tensor], list[tuple[float, float]]]:
-        """Eqs. (4) to (6) for k tasks; returns the next theta and each task's losses."""
+        self, state: TrainingState, rng: np.random.Generator, tasks: Sequence[str] | None = None
+    ) -> tuple[dict[str, Tensor], torch.optim.Optimizer, list[tuple[float, float]]]:
+        """Eqs. (4) to (6) for k tasks, by default those of the step; the model holds the working copy.
+
+        Returns:
+            The next theta, Adam, and each task's losses.
+        """
+        theta, step, config = state.theta, state.step, self.config
+        tasks = self._tasks_of_step(step) if tasks is None else tasks
+        optimizer = self._adam(step, state.optimizer)
         moved = {name: torch.zeros_like(value) for name, value in theta.items()}  # sum_i (theta - theta_i)
         losses = []
         for task in tasks:
-            self._set_parameters(theta)  # every task starts from theta
-            losses.append(self._adapt(*self.pools[task], rng, kept or self._adam(step)))
+            if config.working_copy == "reset":
+                self._set_parameters(theta)
+            if config.adam == "fresh" or (config.adam == "authors" and not task.startswith("tid2013/")):
+                # In the authors' code the last of these goes on into the next epoch's TID2013, and so does ours.
+                optimizer = self._adam(step)
+            support, query = self._draw(task, rng)
+            losses.append(self._adapt(support, query, self._pairs(len(support), len(query)), rng, optimizer))
             for name, theta_i in self.parameters.items():
                 moved[name] += theta[name] - theta_i.detach()
         beta, k = self._outer_lr(step), len(tasks)
         # eq. (6): theta <- theta - beta * (1/k) * sum_i (theta - theta_i)
-        return {name: value - beta * moved[name] / k for name, value in theta.items()}, losses
+        return {name: value - beta * moved[name] / k for name, value in theta.items()}, optimizer, losses
 
     def _ordinary_step(
-        self, k: int, rng: np.random.Generator, optimizer: torch.optim.Optimizer
-    ) -> tuple[dict[str, Tensor], list[tuple[float, float]]]:
-        """Plain Adam on the pooled images of all tasks, on as many as meta-learning sees in a step of k tasks."""
-        support = np.concatenate([self.pools[t][0] for t in self.tasks])
-        query = np.concatenate([self.pools[t][1] for t in self.tasks])
-        losses = [self._adapt(support, query, rng, optimizer) for _ in range(k)]
-        return self._current(), losses
+        self, state: TrainingState, rng: np.random.Generator
+    ) -> tuple[dict[str, Tensor], torch.optim.Optimizer, list[tuple[float, float]]]:
+        """Plain Adam on the pooled images of all tasks, on as many as meta-learning sees in the step."""
+        optimizer = self._adam(state.step, state.optimizer)
+        drawn = [self._draw(task, rng) for task in self.tasks]
+        support, query = (
+            ImageSet(
+                np.concatenate([s.indices for s in sets]), np.concatenate([s.labels for s in sets]), sets[0].cut
+            )
+            for sets in zip(*drawn, strict=True)
+        )
+        losses = [
+            self._adapt(support, query, self._pairs(*self._sizes_of(task)), rng, optimizer)
+            for task in self._tasks_of_step(state.step)
+        ]
+        return self._current(), optimizer, losses
+
+    def _draw(self, task: str, rng: np.random.Generator) -> tuple[ImageSet, ImageSet]:
+        """Support and query set of a task for one visit."""
+        support, query = self.pools[task]
+        if self.config.split_by == "image":
+            order = rng.permutation(support)
+            n, _ = self._sizes_of(task)
+            support, query = order[:n], order[n:]
+        squeezed = self.config.views == "squeezed"
+        return self._set_of(support, cut=True), self._set_of(query, cut=not squeezed)
+
+    def _set_of(self, indices: NDArray[np.int64], *, cut: bool) -> ImageSet:
+        """Images with their labels; ``label_range="task"`` stretches them over the set, unless all are equal."""
+        labels = self.crops.labels[indices]  # [n]
+        if self.config.label_range == "task" and labels.min() < labels.max():
+            labels = (labels - labels.min()) / (labels.max() - labels.min())
+        return ImageSet(indices, labels, cut)
+
+    def _sizes_of(self, task: str) -> tuple[int, int]:
+        """Images in the support set and in the query set of a task."""
+        support, query = (len(pool) for pool in self.pools[task])
+        if self.config.split_by == "image":
+            query = max(1, round(self.config.query_share * support))
+            support -= query
+        return max(0, support), query
+
+    def _pairs(self, n_support: int, n_query: int) -> list[tuple[int, int]]:
+        """Batch sizes of each pair of a support and a query step in one visit of a task with so many images.
+
+        Both sets are gone through in batches, of which the last is what is left, again and again.
+        """
+
+        def sizes(n: int, batch: int) -> list[int]:
+            return [min(batch, n - start) for start in range(0, n, batch)]
+
+        support, query = sizes(n_support, self.config.support_batch), sizes(n_query, self.config.query_batch)
+        pairs = self.config.inner_steps or len(support)
+        return [(support[i % len(support)], query[i % len(query)]) for i in range(pairs)]
 
     def _adapt(
         self,
-        support: NDArray[np.int64],
-        query: NDArray[np.int64],
+        support: ImageSet,
+        query: ImageSet,
+        pairs: Sequence[tuple[int, int]],
         rng: np.random.Generator,
         optimizer: torch.optim.Optimizer,
     ) -> tuple[float, float]:
-        """Inner steps on the model's parameters, from wherever they stand; returns the mean losses.
+        """Inner steps on the model's parameters, from wherever they stand, on batches of these sizes in random
+        order.
 
         The equations are written for plain gradient descent; Adam stands in its place, as in the authors' code.
+
+        Returns:
+            The mean losses.
         """
+        support_rows, query_rows = (itertools.cycle(rng.permutation(len(images))) for images in (support, query))
         support_losses, query_losses = [], []
-        for _ in range(self.config.inner_steps):
+        for n_support, n_query in pairs:
+            batch = support[np.fromiter(itertools.islice(support_rows, n_support), np.int64)]
             # eq. (4): theta'_i = theta - alpha * grad L(theta, support_i)
-            support_losses.append(self._descend(support, self.config.support_batch, rng, optimizer))
+            support_losses.append(self._descend(batch, rng, optimizer))
+            batch = query[np.fromiter(itertools.islice(query_rows, n_query), np.int64)]
             # eq. (5): theta_i = theta'_i - alpha * grad L(theta'_i, query_i)
-            query_losses.append(self._descend(query, self.config.query_batch, rng, optimizer))
+            query_losses.append(self._descend(batch, rng, optimizer))
         return float(np.mean(support_losses)), float(np.mean(query_losses))
 
-    def _descend(
-        self, pool: NDArray[np.int64], size: int, rng: np.random.Generator, optimizer: torch.optim.Optimizer
-    ) -> float:
-        """One step on a random batch of a pool; returns the loss before it."""
-        batch = rng.choice(pool, size=min(size, len(pool)), replace=False)  # [B]
+    def _descend(self, batch: ImageSet, rng: np.random.Generator, optimizer: torch.optim.Optimizer) -> float:
+        """One step on a batch; returns the loss before it."""
         loss = self._loss(batch, rng)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return loss.item()
 
-    def _loss(self, batch: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-        """Eq. (3) on one random crop of each item [B], half of them mirrored."""
-        views = rng.integers(0, self.crops.pixels.shape[1], size=len(batch))  # [B]
-        pixels = np.array(self.crops.pixels[batch, views])  # [B, S, S, 3] uint8
-        mirrored = rng.random(len(batch)) < 0.5  # [B]
-        pixels[mirrored] = pixels[mirrored, :, ::-1]
+    def _loss(self, batch: ImageSet, rng: np.random.Generator) -> Tensor:
+        """Eq. (3) on one view of each image; where parts are cut, half of them are mirrored."""
+        if batch.cut:
+            pixels = self.crops.random_views(batch.indices, rng)  # [B, S, S, 3] uint8
+            mirrored = rng.random(len(batch)) < 0.5  # [B]
+            pixels[mirrored] = pixels[mirrored, :, ::-1]
+        else:
+            pixels = np.array(self.crops.pixels[batch.indices, 0])  # [B, S, S, 3] uint8
         patches = to_patches(pixels, self.model.config.preprocess).to(self.device)  # [B, 3, S, S]
-        labels = torch.from_numpy(self.crops.labels[batch]).to(self.device, torch.float32)  # [B]
+        labels = torch.from_numpy(batch.labels).to(self.device, torch.float32)  # [B]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             features = self.model.image(patches)  # [B, D]
         logits = self.model.quality_logits(features.float(), self.model.encode_quality())  # [B, 2]
         return quality_loss(logits, labels)
 
+    def _distorted(self, references: Sequence[str], task: str) -> NDArray[np.int64]:
+        """Indices of a task's images, without the clean ones."""
+        indices = self.crops.indices(references, task)
+        return indices[[self.crops.items[i].group != CLEAN for i in indices]]
+
     def _tasks_of_step(self, step: int) -> list[str]:
-        """k tasks (fewer at the end of an epoch), of an order that each epoch draws anew."""
+        """The tasks of an outer step, of an order that each epoch draws anew."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.config.seed, 7, epoch]).permutation(len(self.tasks))
-        k = self.config.tasks_per_step
-        return [self.tasks[i] for i in order[position * k : (position + 1) * k]]
+        rng = np.random.default_rng([self.config.seed, 7, epoch])
+        places = self._steps[position]
+        if self.config.tasks_per_step:
+            order = rng.permutation(len(self.tasks))
+            return [self.tasks[order[i]] for i in places]
+        return [self.tasks[i] for i in rng.permutation(places)]
 
     def _outer_lr(self, step: int) -> float:
         """beta, falling linearly."""
@@ -381,6 +438,7 @@ class MetaTrainer:
         content = {
             "config": dataclasses.asdict(self.config),
             "theta": {n: t.cpu() for n, t in self.state.theta.items()},
+            "working": None if self.state.working is None else {n: t.cpu() for n, t in self.state.working.items()},
             "optimizer": self.state.optimizer,
             "log": [dataclasses.asdict(row) for row in self.state.log],
         }
@@ -411,8 +469,9 @@ class MetaTrainer:
                 hint="Use the same model and prompts, or another output folder",
             )
         theta = {n: t.to(self.device) for n, t in content["theta"].items()}
+        working = content["working"] and {n: t.to(self.device) for n, t in content["working"].items()}
         log = tuple(LogRow(**row) for row in content["log"])
-        self.state = TrainingState(theta, content["optimizer"], log)
+        self.state = TrainingState(theta, content["optimizer"], log, working)
         self._set_parameters(theta)
 
 
