@@ -32,12 +32,16 @@ NOT_RUN = {
     r"TID2013|KADID": "needs the data sets; test_sources and test_pretrain use small ones of their layout",
     r"(s3|gs|https?)://": "needs the network; addresses are tested on memory:// and a local server",
     r"--engine ray": "needs Ray and minutes; test_ray runs a local cluster",
+    r"ViT-B-16-quickgelu:openai": "needs OpenAI's weights; test_zero_shot uses a tiny architecture",
+    r"protocol .*(live\.csv|--methods paper)": "trains in many cells; test_protocol_cli runs all methods on few",
     r"--model clive-50": "what the example before it would have written",
 }
 #: Added to the examples of commands that would take long.
 FASTER = {
     "adapt": "--epochs 1 --folds 0 --precision float32",
-    "pretrain": "--epochs 1 --tasks-per-step 1 --n-visual 2 --support-batch 4 --query-batch 3 --jobs 1",
+    "protocol": "--shots 8 --splits 1",
+    "pretrain": "--epochs 1 --tasks-per-step 1 --n-visual 2 --support-batch 4 --query-batch 3 --jobs 1 "
+    "--inner-lr 0.1 --outer-lr 1",
 }
 
 
@@ -91,6 +95,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table("mine.csv", "image,mos", (f"labelled/{i}.jpg,{i % 11}" for i in range(110)))
     table("other.csv", "image,mos", (f"others/{i}.jpg,{i % 7}" for i in range(8)))
     table("test.csv", "image,mos,camera", (f"others/{i}.jpg,{i % 7},{'ab'[i % 2]}" for i in range(8)))
+    table("set.csv", "image,mos,ref", (f"labelled/{i}.jpg,{i % 11},{i // 2}" for i in range(110)))
     table("votes.csv", "image,stars", (f"{i}.jpg,{1 + i % 5}" for i in range(8)))
     return folder
 
