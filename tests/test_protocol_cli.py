@@ -96,7 +96,7 @@ def test_the_table_and_the_plot(task: Path, model: str) -> None:
     args = ("--labels", task / "set.csv", "-m", model, "--shots", 8, 12, "--splits", 3, "-o", "out.jsonl")
     result = run(*args, "--methods", *CHEAP)
     lines = result.stdout.splitlines()
-    assert lines[0] == "set.csv, tiny, split by references" and lines[1].split() == [
+    assert lines[0] == f"{task.name}/set.csv, tiny, split by references" and lines[1].split() == [
         *("shots", "method", "SRCC", "PLCC", "splits")
     ]
     values = [c["srcc"] for c in cells("out.jsonl") if c["shots"] == 12 and c["method"] == "ridge"]

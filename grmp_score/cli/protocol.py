@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from grmp_score.cli.options import (
 )
 from grmp_score.cli.output import destination
 from grmp_score.cli.progress import Progress, progress_bar
+from grmp_score.display import printable
 from grmp_score.errors import MissingExtraError
 from grmp_score.trainer.methods import METHODS, make_methods
 
@@ -135,7 +137,7 @@ def command(
     for failure in outcome.failures:
         click.echo(failure, err=True)
     if outcome.cells:
-        title = f"{known.source.name}, {scorer.config.name}, split by {split_by}"
+        title = f"{printable(os.path.join(*known.source.parts[-2:]))}, {scorer.config.name}, split by {split_by}"
         with destination(None) as stream:
             write_table(stream, outcome.cells, title=title)
         try:
