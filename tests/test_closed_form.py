@@ -304,7 +304,7 @@ def test_kept_activations_give_the_same(
         assert torch.equal(found.scorer.weights.adapter[name], value), name
     for name in ("before", "ridge", "after"):
         assert found.results[name]["srcc"] == pytest.approx(expected.results[name]["srcc"], abs=1e-6)
-    with pytest.raises(ConfigError, match="activations are those of the labels"):
+    with pytest.raises(ConfigError, match="of 18 images, expected those of all 36 labels"):
         adapt(scorer, labels, config, activations=kept, test=labels)
 
 
