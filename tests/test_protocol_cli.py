@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from grmp_score.errors import ConfigError
 from grmp_score.report.protocol import rows_of
 from grmp_score.scorer import Scorer
 from grmp_score.trainer import comparison, methods
 from grmp_score.trainer.adapt import FewShotConfig, adapt
+from grmp_score.trainer.comparison import CellFile
 from grmp_score.trainer.data.labels import Labels, read_labels
 from grmp_score.trainer.methods import METHODS, make_methods
 from grmp_score.trainer.metrics import bootstrap_interval
@@ -261,3 +263,13 @@ def test_all_methods_have_settings() -> None:
         "coop",
     ]
     assert all(make_methods([name]) for name in METHODS)
+
+
+@pytest.mark.parametrize("content", ["image,mos\na.jpg,3", "a letter", '{"path": "a.jpg", "score": 0.5}\n{"pa'])
+def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path, content: str) -> None:
+    """Neither its last line nor anything else is cut off before it is known to be a file of cells."""
+    path = tmp_path / "file"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="row 1 is no cell of a protocol"):
+        CellFile(path)
+    assert path.read_text() == content

@@ -89,6 +89,10 @@ class Outcome:
     failures: tuple[str, ...]
 
 
+#: What every line of the file begins with (see `_identity`).
+_FIRST = b'{"method": '
+
+
 class CellFile:
     """Cells in a file of JSON lines; what a killed run left of a line is cut off before the next is written."""
 
@@ -100,17 +104,17 @@ class CellFile:
         """
         self.path = path
         self._cells: list[dict[str, Any]] = []
-        with open(path, "a+b") as file:
+        with open(path, "a+b") as file:  # what cannot be written is better known now
             file.seek(0)
             text = file.read()
-            whole = text[: text.rfind(b"\n") + 1]
-            file.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                self._cells.append({**json.loads(line)})
-            except (ValueError, TypeError) as error:
+        whole = text[: text.rfind(b"\n") + 1]
+        self._size = len(whole)
+        for number, line in enumerate(whole.splitlines() or [text] * bool(text), start=1):
+            if not _is_cell(line, torn=not whole):
                 hint = "Name another file, or remove this one"
-                raise ConfigError(f"row {number} is no cell of a protocol", path=str(path), hint=hint) from error
+                raise ConfigError(f"row {number} is no cell of a protocol", path=str(path), hint=hint)
+            if whole:
+                self._cells.append(json.loads(line))
 
     def find(self, identity: dict[str, Any]) -> dict[str, Any] | None:
         """The cell with all of these entries."""
@@ -119,9 +123,23 @@ class CellFile:
 
     def add(self, cell: dict[str, Any]) -> None:
         """Writes one line."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(cell, allow_nan=False) + "\n")
+        line = json.dumps(cell, allow_nan=False).encode() + b"\n"
+        with open(self.path, "ab") as file:
+            file.truncate(self._size)
+            file.write(line)
+        self._size += len(line)
         self._cells.append(json.loads(json.dumps(cell)))
+
+
+def _is_cell(line: bytes, *, torn: bool) -> bool:
+    """Whether this is a line that `CellFile.add` wrote, or the beginning of one."""
+    if torn:
+        return line.startswith(_FIRST[: len(line)])
+    try:
+        cell = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(cell, dict) and {"method", "rows_sha256"} <= cell.keys()
 
 
 def compare(
