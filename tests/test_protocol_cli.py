@@ -50,15 +50,9 @@ def task(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def here(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder; no time goes into intervals, and the paper's recipe takes three steps."""
+    """An empty working folder; no time goes into intervals."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(bootstrap_interval.__kwdefaults__, "resamples", 5)
-
-    def short(qgr_lambda: float) -> FewShotConfig:
-        return dataclasses.replace(paper_config(qgr_lambda), epochs=3, folds=0)
-
-    paper_config = methods.paper_config
-    monkeypatch.setattr(methods, "paper_config", short)
     return tmp_path
 
 
@@ -189,7 +183,7 @@ def test_methods_that_train(task: Path, model: str) -> None:
     """The paper's recipe by lambda, and CoOp; each in its row."""
     result = run(
         *("--labels", task / "set.csv", "-m", model, "--shots", 8, "--splits", 1),
-        *("--methods", "paper", "coop", "--qgr-lambda", 0, 1, 5),
+        *("--methods", "paper", "coop", "--qgr-lambda", 0, 1, 5, "--epochs", 3, "--folds", 0),
     )
     assert (result.exit_code, result.stderr) == (0, "")
     found = cells("set-protocol.jsonl")
@@ -197,6 +191,7 @@ def test_methods_that_train(task: Path, model: str) -> None:
     assert [c["method"] for c in found] == names
     assert [c["settings"]["qgr_lambda"] for c in found[:3]] == [0, 1, 5]
     assert all(c["settings"]["optimizer"] == "sgd" and c["srcc"] is not None for c in found)
+    assert all((c["settings"]["epochs"], c["settings"]["folds"]) == (3, 0) for c in found[:3])
     assert [c["settings"]["train"] for c in found] == ["blocks"] * 3 + ["prompts"]
     assert all(name in result.stdout for name in names)
 
@@ -205,7 +200,7 @@ def test_a_training_that_diverges_ends_with_1(task: Path, model: str, monkeypatc
     """It is named, the others are done, and it is not taken for done."""
     wild = FewShotConfig(train="prompts", optimizer="sgd", lr=1e38, epochs=5, warm_up_epochs=0, folds=0)
     both = [*make_methods(["ridge"]), methods.Method("wild", wild)]
-    monkeypatch.setattr("grmp_score.cli.protocol.make_methods", lambda *_: both)
+    monkeypatch.setattr("grmp_score.cli.protocol.make_methods", lambda *_, **__: both)
     result = run("--labels", task / "set.csv", "-m", model, "--shots", 8, "--splits", 2)
     assert result.exit_code == 1 and "ridge" in result.stdout
     lines = result.stderr.splitlines()

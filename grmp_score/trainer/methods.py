@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from grmp_score.trainer.adapt.config import FewShotConfig
 
@@ -34,13 +34,13 @@ class Method:
         return self.config.train == "blocks" or self.config.train_visual_prompts
 
 
-def paper_config(qgr_lambda: float) -> FewShotConfig:
-    """The paper's few-shot recipe, as `FewShotConfig.preset` has it; lambda 0 is without QGR."""
-    return FewShotConfig.preset("paper", qgr_lambda=qgr_lambda, precision="float32")
+def make_methods(
+    names: Iterable[str] = METHODS, qgr_lambdas: Sequence[float] = (0.0, 5.0), **paper: Any
+) -> list[Method]:
+    """The methods of these names, in the order of `METHODS`.
 
-
-def make_methods(names: Iterable[str] = METHODS, qgr_lambdas: Sequence[float] = (0.0, 5.0)) -> list[Method]:
-    """The methods of these names, in the order of `METHODS`; ``"paper"`` once for every lambda of eq. (8).
+    ``"paper"`` is the few-shot recipe of `FewShotConfig.preset`, once for every lambda of eq. (8), 0 being without
+    QGR; the settings ``paper`` win over the preset.
 
     ``"un-adapted"`` and ``"ridge"`` (a ridge regression on image features) come out of the run of
     ``"closed-form"``.  ``"coop"`` trains the text context alone as CoOp does: SGD with momentum, 2e-3, 200 epochs
@@ -62,7 +62,10 @@ def make_methods(names: Iterable[str] = METHODS, qgr_lambdas: Sequence[float] = 
         "ridge": [Method("ridge", closed_form, "ridge")],
         "closed-form": [Method("closed-form", closed_form)],
         "paper": [
-            Method(f"paper, lambda {value:g}" if value else "paper, no QGR", paper_config(value))
+            Method(
+                f"paper, lambda {value:g}" if value else "paper, no QGR",
+                FewShotConfig.preset("paper", **{"precision": "float32", **paper, "qgr_lambda": value}),
+            )
             for value in qgr_lambdas
         ],
         "coop": [Method("coop", coop)],
