@@ -225,17 +225,25 @@ def _without_mean(rows: Array) -> Array:
 def average_posterior(fixed: Array, rows: Array, targets: Array) -> tuple[Array, Array]:
     """Posterior means of the free coefficients [2] and of the weights [D] of ``rows`` [n, D], over all `NOISES`."""
     n, p = fixed.shape
-    values, vectors = np.linalg.eigh(rows @ rows.T)
-    # In the basis of the eigenvectors the covariance, rows rows^T + noise I, is diagonal for every noise.
+    vectors, singular, _ = np.linalg.svd(rows, full_matrices=False)  # [n, r], [r]
+    # Of what the rows do not span, only the directions of the targets and of the fixed part matter.
+    outside = np.column_stack([fixed, targets])
+    lengths = np.linalg.norm(outside, axis=0)
+    outside -= vectors @ (vectors.T @ outside)
+    directions, left, _ = np.linalg.svd(outside / np.maximum(lengths, 1e-300), full_matrices=False)
+    vectors = np.hstack([vectors, directions[:, left > 1e-9]])  # [n, k]
+    values = np.concatenate([np.square(singular), np.zeros(int((left > 1e-9).sum()))])
+    # In this basis the covariance, rows rows^T + noise I, is diagonal for every noise.
     turned_fixed, turned_targets = vectors.T @ fixed, vectors.T @ targets
     free, duals, evidence = [], [], []
     for noise in NOISES:
-        inverse = 1 / (np.maximum(values, 0) + noise)
+        inverse = 1 / (values + noise)
         normal = turned_fixed.T @ (inverse[:, None] * turned_fixed)
         coefficients = np.linalg.solve(normal, turned_fixed.T @ (inverse * turned_targets))
         residual = turned_targets - turned_fixed @ coefficients
         variance = max(float(residual @ (inverse * residual)) / (n - p), 1e-24)
-        evidence.append(-0.5 * ((n - p) * np.log(variance) - np.log(inverse).sum() + np.linalg.slogdet(normal)[1]))
+        log_det = (n - len(values)) * np.log(noise) - np.log(inverse).sum()  # of the covariance
+        evidence.append(-0.5 * ((n - p) * np.log(variance) + log_det + np.linalg.slogdet(normal)[1]))
         free.append(coefficients)
         duals.append(inverse * residual)
     weights = np.exp(np.array(evidence) - max(evidence))
