@@ -265,6 +265,26 @@ def test_visual_prompts_drop_out_in_steps_alone(scorer: Scorer, labels: Labels) 
     assert prompts is not None and not prompts.training and prompts.dropout.p == 0.1
 
 
+def test_a_share_of_the_tokens_is_drawn_anew_in_every_step(scorer: Scorer, labels: Labels) -> None:
+    """CLS and as many image tokens as asked for; all tokens where nothing is asked for, and at looks."""
+    config = dataclasses.replace(PLAIN, train="blocks", text_first_epochs=0, token_share=0.5)
+    training = make_training(scorer, labels, config)
+    stage, tokens = training.stages[-1], training.activations.tokens
+    assert tokens is not None
+    drawn = [training._kept_tokens(stage, number) for number in (0, 0, 1)]
+    assert all(kept is not None and kept[0] == 0 for kept in drawn)
+    share = 1 + round((tokens.shape[2] - 1) / 2)
+    assert [len(kept) for kept in drawn if kept is not None] == [share] * 3
+    seen: list[int] = []
+    head = training.model.image.head
+    training.model.image.head = lambda x: (seen.append(x.shape[1]), head(x))[1]  # type: ignore[method-assign,func-returns-value]
+    images, crops = training.batch(stage, 0)
+    training.gradients(stage, images, crops)
+    training._features(images[:1], crops[0, :1], changed=True)
+    assert seen[:-1] == [share] * (len(seen) - 1) and seen[-1] == tokens.shape[2]
+    assert make_training(scorer, labels, PLAIN)._kept_tokens(stage, 0) is None
+
+
 # ----------------------------------------------------------------------------- QGR
 
 

@@ -1,4 +1,4 @@
-"""Captions for photos that are labelled with an ImageNet-1k class, and for crops of known quality.
+"""Captions for photos that are labelled with an ImageNet-1k class.
 
 The quality-aware gradient regularisation compares models on nine scene prompts, the scene categories of
 the SPAQ data set (Fang et al., CVPR 2020). ImageNet has objects, not scenes, so `scenes.csv` gives every
@@ -26,7 +26,7 @@ from grmp_score.model.tokenizer import Tokenizer
 SCENE_PROMPT = "a photo of a {}"
 SCENE_PROMPTS = [SCENE_PROMPT.format(scene) for scene in SCENES]
 
-# Templates that hold for every image. None speaks of quality, which has templates of its own.
+# Templates that hold for every image. None speaks of quality: what that means is left to prompt learning.
 CLASS_TEMPLATES = (
     "{}",
     "a {}",
@@ -46,16 +46,6 @@ SCENE_TEMPLATES = (
     "a {} photo",
     "a picture of a {}",
     "a photo of a {} scene",
-)
-#: Wordings for quality; the last one stands where the learned context will be.
-QUALITY_TEMPLATES = (
-    "{}",
-    "{}.",
-    "a {} photo",
-    "a {} picture",
-    "a photo of {}",
-    "a photo with {}.",
-    "x x x x {}.",
 )
 
 # Plain words by which people name the same scenes; they tie common vocabulary to the nine prompts.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from grmp_score.config import IMAGENET_MEAN, IMAGENET_STD, SCENES
 from grmp_score.errors import DataError
-from grmp_score.model.clip import build_clip
+from grmp_score.model.clip import build_clip, feature_blocks
 from grmp_score.model.towers import ImageTower
 
 NIGHT = SCENES.index("night")
@@ -156,22 +156,26 @@ def views_of(
 
 
 def image_tower(
-    vision_cfg: Mapping[str, Any], vision_state: Mapping[str, Tensor], readout_blocks: int = 1
+    vision_cfg: Mapping[str, Any], vision_state: Mapping[str, Tensor], readout_blocks: Sequence[int]
 ) -> Callable[[Tensor], Tensor]:
     """The image tower without its projection: normalised images [B, 3, S, S] -> float32 features [B, F].
 
-    With ``readout_blocks`` 1, F is the width and the features are pooled after ``ln_post``; with k > 1, F is 2k
-    times the width, CLS and mean token of the last k blocks, and ``ln_post``, which is not fitted yet, normalises
-    without scaling.
+    F is 2k times the width: CLS and mean token of the k blocks with the numbers ``readout_blocks``, from 1.
+    ``ln_post``, which is not fitted yet, normalises without scaling.
     """
     text_cfg = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}  # built, not used
-    cfg = {"embed_dim": 8, "vision_cfg": dict(vision_cfg), "text_cfg": text_cfg, "readout_blocks": readout_blocks}
+    cfg = {
+        "embed_dim": 8,
+        "vision_cfg": dict(vision_cfg),
+        "text_cfg": text_cfg,
+        "readout_blocks": list(readout_blocks),
+    }
     clip = build_clip(cfg).requires_grad_(False)
-    state = {k: v for k, v in vision_state.items() if readout_blocks == 1 or not k.startswith("ln_post.")}
+    state = {k: v for k, v in vision_state.items() if not k.startswith("ln_post.")}
     own = {k: v for k, v in clip.visual.state_dict().items() if k == "proj" or k.startswith("ln_post.")}
     clip.visual.load_state_dict({**own, **state})
-
-    tower = ImageTower(clip.visual, None, head_blocks=readout_blocks, feature_blocks=readout_blocks)
+    blocks = feature_blocks(cfg, len(clip.visual.transformer.resblocks))
+    tower = ImageTower(clip.visual, None, adapted_blocks=1, feature_blocks=blocks)
 
     @torch.inference_mode()
     def encode(images: Tensor) -> Tensor:

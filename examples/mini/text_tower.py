@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from captions import QUALITY_TEMPLATES, SCENE_PROMPTS, CaptionSet, class_scene, draw
+from captions import SCENE_PROMPTS, CaptionSet, class_scene, draw
 from head import fit_head
 from photos import Photo, PhotoFeatures, encode_photos, image_tower, read_photos
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, normalize
+from torch.nn.functional import normalize
 from zero_shot import CLIP, encode_texts, measure, prompt_cosine
 
 from grmp_score.config import SCENES
@@ -46,13 +46,9 @@ class ContrastiveConfig:
         lr: peak learning rate of AdamW (cosine decay after a tenth of warm-up).
         weight_decay: of matrices other than embeddings.
         scene_weight: weight of the scene captions' loss against the class and kind captions'.
-        quality_weight: weight of the quality captions' loss.
         dropout: share of the projected image features left out; the frozen ones have too large a mean for it.
         label_smoothing: share of the target spread over all captions or photos.
         shrinkage: see `head.fit_head`.
-        ridge: see `head.fit_head`.
-        quality_share: see `head.fit_head`.
-        one_axis_weight: penalty on the squared distance of "high quality" from "low quality" off the quality axis.
         holdout: share of the classes held out for the report.
     """
 
@@ -62,31 +58,10 @@ class ContrastiveConfig:
     lr: float = 2e-3
     weight_decay: float = 0.2
     scene_weight: float = 2.0
-    quality_weight: float = 4.0
     dropout: float = 0.2
     label_smoothing: float = 0.1
     shrinkage: float = 0.1
-    ridge: float = 5.0
-    quality_share: float = 0.25
-    one_axis_weight: float = 10.0
     holdout: float = 0.2
-
-
-@dataclass(frozen=True)
-class QualityViews:
-    """Crops of known quality, for the words "high quality" and "low quality".
-
-    CLIP has met these words in the captions of the web and orders photos by them before any tuning; a text tower
-    that has read class names alone gives both the same meaning, and no context learned in front of them can
-    part them.
-
-    Attributes:
-        features: float32 [M, F], of `photos.image_tower`.
-        labels: float32 [M], quality in 0..1, higher is better.
-    """
-
-    features: Tensor
-    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -109,9 +84,8 @@ def train_dual_encoder(
     vision_cfg: Mapping[str, Any],
     vision_state: Mapping[str, Tensor],
     pairs_csv: str | Path,
-    quality: QualityViews,
     *,
-    readout_blocks: int,
+    readout_blocks: Sequence[int],
     text_cfg: Mapping[str, Any] = TEXT_CFG,
     embed_dim: int = 256,
     seed: int = 0,
@@ -129,8 +103,7 @@ def train_dual_encoder(
         vision_cfg: open_clip's image tower configuration, as `dinov2.convert_dinov2` returns it.
         vision_state: its weights without `proj`; they come back unchanged under `visual.`, but for `ln_post`.
         pairs_csv: see `photos.read_photos`.
-        quality: crops to fit the head and to learn the quality captions from.
-        readout_blocks: last image blocks that the features are made of, at least 2.
+        readout_blocks: numbers of the image blocks that the features are made of, from 1.
         text_cfg: open_clip's text tower configuration.
         embed_dim: width of the common space.
         seed: decides held-out classes, views, start and order; equal seeds give equal weights on one machine.
@@ -157,7 +130,7 @@ def train_dual_encoder(
         "embed_dim": embed_dim,
         "vision_cfg": dict(vision_cfg),
         "text_cfg": dict(text_cfg),
-        "readout_blocks": readout_blocks,
+        "readout_blocks": list(readout_blocks),
     }
     tokenizer = Tokenizer(text_cfg["vocab_size"], text_cfg["context_length"])
 
@@ -166,7 +139,6 @@ def train_dual_encoder(
             model_cfg,
             photos,
             features,
-            quality,
             indices,
             tokenizer=tokenizer,
             config=config,
@@ -227,36 +199,10 @@ def multi_positive_nce(
     return total / 2
 
 
-def quality_words_loss(
-    model: CLIP, quality: QualityViews, tokenizer: Tokenizer, generator: torch.Generator, one_axis_weight: float
-) -> Tensor:
-    """Binary cross-entropy of "high quality" against "low quality" (eq. 3) for some crops, in one wording.
-
-    Args:
-        model: being trained; its projection keeps quality on the first axis (`head.fit_head`).
-        quality: the crops, features as the model's `ln_post` makes them.
-        tokenizer: of its text tower.
-        generator: of everything random.
-        one_axis_weight: penalty on the words' squared distance off the quality axis.
-    """
-    rows = torch.randint(len(quality.labels), (256,), generator=generator)  # [256]
-    projected = quality.features[rows] @ model.visual.proj  # [256, D]
-    # Every crop keeps its place on the quality axis and takes all the rest from another one, so that these
-    # words learn nothing but that axis.
-    others = torch.randperm(len(rows), generator=generator)
-    images = normalize(torch.cat([projected[:, :1], projected[others, 1:]], dim=1), dim=-1)
-    template = QUALITY_TEMPLATES[int(torch.randint(len(QUALITY_TEMPLATES), (), generator=generator))]
-    texts = encode_texts(model, tokenizer([template.format("high quality"), template.format("low quality")]))
-    logits = model.logit_scale.exp() * images @ texts.T  # [256, 2]
-    loss = binary_cross_entropy_with_logits(logits[:, 0] - logits[:, 1], quality.labels[rows])
-    return loss + one_axis_weight * (texts[0, 1:] - texts[1, 1:]).square().sum()
-
-
 def _fit(
     model_cfg: Mapping[str, Any],
     photos: Sequence[Photo],
     features: PhotoFeatures,
-    quality: QualityViews,
     indices: Sequence[int],
     *,
     tokenizer: Tokenizer,
@@ -275,20 +221,11 @@ def _fit(
     generator = torch.Generator().manual_seed(seed)
     index = torch.as_tensor(list(indices))
     model.visual.requires_grad_(False)
-    head = fit_head(
-        features.features[index].flatten(0, 1),
-        quality.features,
-        quality.labels,
-        model_cfg["embed_dim"],
-        ridge=config.ridge,
-        shrinkage=config.shrinkage,
-        quality_share=config.quality_share,
-    )
+    head = fit_head(features.features[index].flatten(0, 1), model_cfg["embed_dim"], shrinkage=config.shrinkage)
     model.visual.ln_post.weight.data.copy_(head.weight)
     model.visual.ln_post.bias.data.copy_(head.bias)
     model.visual.proj.data.copy_(head.proj)
     features = PhotoFeatures(head.normalise(features.features), features.scenes)
-    quality = QualityViews(head.normalise(quality.features), quality.labels)
     x, scenes = features.features[index], features.scenes[index]  # [n, V, F], [n, V, 9]
     captions = CaptionSet([(photos[i].name, photos[i].wordnet_id) for i in indices], tokenizer)
     prompt_tokens = tokenizer(SCENE_PROMPTS)  # in every step, besides other wordings: these will be used
@@ -327,8 +264,7 @@ def _fit(
         loss = loss + multi_positive_nce(by_kind, captions.kind_of[:, None] == kind_index, smoothing=smoothing)
         scene_loss = multi_positive_nce(by_scene, truth[:, scene_index], weight, smoothing)
         scene_loss = scene_loss + multi_positive_nce(by_prompt, truth, weight, smoothing)
-        words = quality_words_loss(model, quality, tokenizer, generator, config.one_axis_weight)
-        loss = loss + config.scene_weight * scene_loss + config.quality_weight * words
+        loss = loss + config.scene_weight * scene_loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

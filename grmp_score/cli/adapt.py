@@ -130,6 +130,11 @@ def _take_preset(context: click.Context, _: click.Parameter, name: str | None) -
 @click.option("--crops-per-epoch", type=click.IntRange(1), help="How often an image comes up in an epoch.")
 @click.option("--flips/--no-flips", help="Also train on the mirrored crops.")
 @click.option(
+    "--token-share",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Of a crop's image tokens, drawn anew in every step: fewer make faster steps.",
+)
+@click.option(
     "--folds",
     type=click.IntRange(0),
     help="Of the cross-validation on the training images; 0: none, all epochs are run.",

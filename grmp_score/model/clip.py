@@ -48,10 +48,10 @@ def build_clip(model_cfg: Mapping[str, Any]) -> CLIP:
 
     Args:
         model_cfg: ``embed_dim``, ``vision_cfg``, ``text_cfg`` and optionally ``quick_gelu``; and, unknown to
-            open_clip, ``readout_blocks``: k > 1 makes the image features from the CLS token and the mean patch
-            token of each of the last k blocks, side by side, instead of from one token of the last block.
-            ``visual.ln_post`` and ``visual.proj`` are then 2k times as wide.  Quality shows in lower blocks
-            than meaning does, and a linear map of several blocks sees both.
+            open_clip, ``readout_blocks``: the numbers of k blocks, from 1, or k > 1 for the last k.  The image
+            features are then made of the CLS token and the mean patch token of each, side by side, and not of one
+            token of the last block; ``visual.ln_post`` and ``visual.proj`` are 2k times as wide.  Quality shows in
+            lower blocks than meaning does, and a linear map of several blocks sees both.
 
     Raises:
         ConfigError: the configuration asks for a tower that is not a native open_clip ViT / text transformer.
@@ -60,7 +60,6 @@ def build_clip(model_cfg: Mapping[str, Any]) -> CLIP:
     from open_clip.model import CLIP
 
     vision, text = model_cfg.get("vision_cfg", {}), model_cfg.get("text_cfg", {})
-    blocks = feature_blocks(model_cfg)
     unsupported = [
         *(
             f"vision_cfg.{key}"
@@ -83,23 +82,34 @@ def build_clip(model_cfg: Mapping[str, Any]) -> CLIP:
     for block in [*clip.visual.transformer.resblocks, *clip.transformer.resblocks]:
         if isinstance(block.mlp.gelu, transformer.QuickGELU):
             block.mlp.gelu = QuickGELU()
-    depth = len(clip.visual.transformer.resblocks)
-    if blocks > depth:
-        raise ConfigError(f"{FEATURE_BLOCKS} is {blocks}, but the image tower has {depth} blocks")
-    if blocks > 1:
+    blocks = feature_blocks(model_cfg, len(clip.visual.transformer.resblocks))
+    if blocks is not None:
         visual = clip.visual
         width, embed_dim = visual.proj.shape
-        visual.ln_post = nn.LayerNorm(2 * blocks * width, eps=visual.ln_post.eps)
-        visual.proj = nn.Parameter(torch.randn(2 * blocks * width, embed_dim) * (2 * blocks * width) ** -0.5)
+        wide = 2 * len(blocks) * width
+        visual.ln_post = nn.LayerNorm(wide, eps=visual.ln_post.eps)
+        visual.proj = nn.Parameter(torch.randn(wide, embed_dim) * wide**-0.5)
     return clip
 
 
-def feature_blocks(model_cfg: Mapping[str, Any]) -> int:
-    """Number of last blocks of the image tower that the image features are made of; 1 is open_clip's own way."""
-    k = model_cfg.get(FEATURE_BLOCKS, 1)
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise ConfigError(f"{FEATURE_BLOCKS} must be a whole number of at least 1, got {k!r}")
-    return k
+def feature_blocks(model_cfg: Mapping[str, Any], depth: int) -> tuple[int, ...] | None:
+    """Blocks of a tower of this depth, from 0, that the image features are made of; None: open_clip's own way."""
+    asked = model_cfg.get(FEATURE_BLOCKS, 1)
+    if asked == 1 and asked is not True:
+        return None
+    numbers = asked
+    if isinstance(asked, int) and not isinstance(asked, bool) and asked > 1:
+        numbers = range(depth - asked + 1, depth + 1)
+    if (
+        not isinstance(numbers, (range, list, tuple))
+        or not numbers
+        or not all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= depth for n in numbers)
+        or sorted(set(numbers)) != list(numbers)
+    ):
+        raise ConfigError(
+            f"{FEATURE_BLOCKS} must be a number of blocks or rising numbers of blocks, 1 to {depth}, got {asked!r}"
+        )
+    return tuple(n - 1 for n in numbers)
 
 
 def adapted_names(clip: CLIP, blocks: int) -> list[str]:

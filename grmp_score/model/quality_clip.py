@@ -45,13 +45,8 @@ class QualityCLIP(nn.Module):
         self.config = config
         self.clip = build_clip(config.backbone.model_cfg)
         visual = self.clip.visual
-        k = feature_blocks(config.backbone.model_cfg)
-        if k > 1 and k > config.adapted_blocks:
-            raise ConfigError(
-                f"the features are made of {k} blocks, of which only {config.adapted_blocks} lie above the frozen "
-                "trunk"
-            )
-        if k > 1 and config.prompts.n_visual and config.prompts.prompt_norm:
+        blocks = feature_blocks(config.backbone.model_cfg, len(visual.transformer.resblocks))
+        if blocks is not None and config.prompts.n_visual and config.prompts.prompt_norm:
             raise ConfigError("prompt_norm goes with features of the last block alone")
         self.text_prompt = TextPrompt(self.clip, config.prompts)
         self.visual_prompts: DeepVisualPrompts | None = None
@@ -64,7 +59,9 @@ class QualityCLIP(nn.Module):
                 norm=config.prompts.prompt_norm,
                 proj=unfolded_prompts,
             )
-        self.image = ImageTower(visual, self.visual_prompts, head_blocks=config.adapted_blocks, feature_blocks=k)
+        self.image = ImageTower(
+            visual, self.visual_prompts, adapted_blocks=config.adapted_blocks, feature_blocks=blocks
+        )
         self.text = TextTower(self.clip)
         embed_dim = visual.proj.shape[1]
         self.register_buffer("text_features", torch.zeros(2, embed_dim))

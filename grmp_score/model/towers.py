@@ -4,7 +4,7 @@ They compute with the parameters of an open_clip CLIP and own none.  Being plain
 the tokens of any block (eq. 1), and let training keep what the frozen blocks give.
 
 B: batch, N: image tokens, T: tokens in all, W: width of the tower, n: visual prompts per block, L: blocks,
-k: blocks that the feature is made of, D: width of the shared space of images and texts, C: texts.
+k: blocks that the feature is read out of, D: width of the shared space of images and texts, C: texts.
 """
 
 from __future__ import annotations
@@ -23,27 +23,35 @@ if TYPE_CHECKING:
 class ImageTower:
     """V(x): patches -> image features, in two parts.
 
-    The trunk is the embedding and all blocks but the last ``head_blocks``; the head is the rest.  Few-shot training
-    changes the head alone, so what the trunk gives is computed once per image.
+    The trunk is the embedding and the first blocks; the head is the rest.  Few-shot training changes the head
+    alone, so what the trunk gives is computed once per image.
 
     Attributes:
         trunk_blocks: number of blocks in the trunk.
-        feature_blocks: k, number of last blocks that the feature is made of.
+        feature_blocks: the k blocks that the feature is read out of, from 0; None: open_clip's own way, one token
+            of the last.
     """
 
     def __init__(
-        self, visual: Any, prompts: DeepVisualPrompts | None, *, head_blocks: int, feature_blocks: int = 1
+        self,
+        visual: Any,
+        prompts: DeepVisualPrompts | None,
+        *,
+        adapted_blocks: int,
+        feature_blocks: tuple[int, ...] | None = None,
     ) -> None:
         """Args:
         visual: open_clip's `VisionTransformer`.
         prompts: joins the tokens of every block (eq. 1).
-        head_blocks: number of last blocks in the head.
-        feature_blocks: k.
+        adapted_blocks: number of last blocks that fine-tuning changes; they are in the head, and so are those that
+            the feature is read out of.
+        feature_blocks: see the attribute.
         """
         self._visual, self._prompts = visual, prompts
         self._blocks = visual.transformer.resblocks
-        self.trunk_blocks = max(0, len(self._blocks) - head_blocks)
         self.feature_blocks = feature_blocks
+        depth = len(self._blocks)
+        self.trunk_blocks = min(max(0, depth - adapted_blocks), *(feature_blocks or [depth]))
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Normalised patches [B, 3, S, S] -> L2-normalised features [B, D]."""
@@ -71,15 +79,16 @@ class ImageTower:
         return embedded
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """What `trunk` gives -> pooled features as ``ln_post`` gives them: [B, W], or [B, 2kW] with k > 1."""
+        """What `trunk` gives -> pooled features as ``ln_post`` gives them: [B, W], or [B, 2kW] of k blocks."""
         visual, prompts, x = self._visual, self._prompt_tokens(), tokens
         head = range(self.trunk_blocks, len(self._blocks))
-        if self.feature_blocks > 1:
+        if self.feature_blocks is not None:
             outputs = []
             for i in head:
                 x = self._run_block(i, x, prompts)  # [B, 1 + N, W]
-                outputs.append(x)
-            pooled: Tensor = visual.ln_post(cls_and_mean(outputs[-self.feature_blocks :]))  # [B, 2kW]
+                if i in self.feature_blocks:
+                    outputs.append(x)
+            pooled: Tensor = visual.ln_post(cls_and_mean(outputs))  # [B, 2kW]
             return pooled
         for i in head:
             # Of the last block the CLS token is read and nothing else, so nothing else is computed.

@@ -27,19 +27,15 @@ from PIL import Image
 from text_tower import (
     ContrastiveConfig,
     DualEncoder,
-    QualityViews,
     hold_out,
     multi_positive_nce,
     train_dual_encoder,
 )
 from torch.nn import functional as F
-from zero_shot import encode_texts
 
 from grmp_score.config import SCENES
 from grmp_score.errors import ConfigError, DataError
 from grmp_score.model.clip import build_clip
-from grmp_score.model.tokenizer import Tokenizer
-from grmp_score.trainer.metrics import srcc
 
 VISION_CFG: dict[str, Any] = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2, "head_width": 64}
 TEXT_CFG: dict[str, Any] = {"context_length": 32, "vocab_size": 1024, "width": 64, "heads": 2, "layers": 1}
@@ -84,33 +80,23 @@ def vision_state() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def quality() -> QualityViews:
-    """Random features of two blocks, of which the first one tells the label."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.rand(400, generator=generator)
-    features = torch.randn(400, 256, generator=generator)
-    features[:, 0] += 8 * (labels - 0.5)
-    return QualityViews(features, labels)
-
-
-@pytest.fixture(scope="module")
 def cached(pairs_csv: Path, vision_state: dict[str, torch.Tensor]) -> PhotoFeatures:
     """What the image tower says about two views of every photo."""
-    tower = image_tower(VISION_CFG, vision_state, 2)
+    tower = image_tower(VISION_CFG, vision_state, [1, 2])
     return encode_photos(tower, read_photos(pairs_csv), size=32, views=2, seed=0)
 
 
 @pytest.fixture(scope="module")
-def trained(pairs_csv: Path, vision_state: dict[str, torch.Tensor], quality: QualityViews) -> DualEncoder:
+def trained(pairs_csv: Path, vision_state: dict[str, torch.Tensor]) -> DualEncoder:
     """One tiny dual encoder that several tests look at."""
-    options: dict[str, Any] = {"readout_blocks": 2, "text_cfg": TEXT_CFG, "embed_dim": 16, "config": CONFIG}
-    return train_dual_encoder(VISION_CFG, vision_state, pairs_csv, quality, **options, seed=3, views=3)
+    options: dict[str, Any] = {"readout_blocks": [1, 2], "text_cfg": TEXT_CFG, "embed_dim": 16, "config": CONFIG}
+    return train_dual_encoder(VISION_CFG, vision_state, pairs_csv, **options, seed=3, views=3)
 
 
 def test_result_is_a_model_of_this_package(trained: DualEncoder) -> None:
     """Configuration and weights make a model by strict loading, also after a JSON round trip."""
     model_cfg = json.loads(json.dumps(trained.model_cfg))
-    assert model_cfg["readout_blocks"] == 2
+    assert model_cfg["readout_blocks"] == [1, 2]
     build_clip(model_cfg).load_state_dict(trained.state_dict, strict=True)
     assert all(v.dtype == torch.float32 for v in trained.state_dict.values())
 
@@ -122,19 +108,6 @@ def test_image_tower_is_unchanged(trained: DualEncoder, vision_state: dict[str, 
             assert torch.equal(trained.state_dict[f"visual.{name}"], tensor)
     assert trained.state_dict["visual.ln_post.weight"].shape == (256,)
     assert trained.state_dict["visual.proj"].shape == (256, 16)
-
-
-def test_quality_words_differ_on_the_quality_axis_alone(trained: DualEncoder, quality: QualityViews) -> None:
-    """The first axis of the head tells high from low quality, and orders crops by it."""
-    model = build_clip(trained.model_cfg)
-    model.load_state_dict(trained.state_dict)
-    with torch.no_grad():
-        high, low = encode_texts(model, Tokenizer(1024, 32)(["a high quality photo", "a low quality photo"]))
-        difference = high - low
-        assert difference[0] > 0.9 * difference.norm()
-        pooled = quality.features * model.visual.ln_post.weight + model.visual.ln_post.bias
-        images = F.normalize(pooled @ model.visual.proj, dim=-1)
-    assert srcc((images @ difference).numpy(), quality.labels.numpy()) > 0.5
 
 
 def test_scenes_are_learned(trained: DualEncoder) -> None:
@@ -149,17 +122,15 @@ def test_scenes_are_learned(trained: DualEncoder) -> None:
 
 
 def test_same_seed_same_weights(
-    pairs_csv: Path, vision_state: dict[str, torch.Tensor], quality: QualityViews, cached: PhotoFeatures
+    pairs_csv: Path, vision_state: dict[str, torch.Tensor], cached: PhotoFeatures
 ) -> None:
     """The same seed gives the same weights whatever the global random state; another seed gives others."""
     short = ContrastiveConfig(steps=3, n_class=4, n_kind=2)
 
     def train(seed: int) -> DualEncoder:
         torch.rand(7)
-        options: dict[str, Any] = {"readout_blocks": 2, "text_cfg": TEXT_CFG, "embed_dim": 8, "config": short}
-        return train_dual_encoder(
-            VISION_CFG, vision_state, pairs_csv, quality, **options, features=cached, seed=seed
-        )
+        options: dict[str, Any] = {"readout_blocks": [1, 2], "text_cfg": TEXT_CFG, "embed_dim": 8, "config": short}
+        return train_dual_encoder(VISION_CFG, vision_state, pairs_csv, **options, features=cached, seed=seed)
 
     first, again, other = train(3), train(3), train(4)
     assert all(torch.equal(again.state_dict[k], v) for k, v in first.state_dict.items())
@@ -168,13 +139,13 @@ def test_same_seed_same_weights(
 
 
 def test_progress_counts_every_stage_to_its_end(
-    pairs_csv: Path, vision_state: dict[str, torch.Tensor], quality: QualityViews, cached: PhotoFeatures
+    pairs_csv: Path, vision_state: dict[str, torch.Tensor], cached: PhotoFeatures
 ) -> None:
     """Features at hand replace the image tower's run."""
     seen: list[tuple[str, int, int]] = []
     result = train_dual_encoder(
-        *(VISION_CFG, vision_state, pairs_csv, quality),
-        readout_blocks=2,
+        *(VISION_CFG, vision_state, pairs_csv),
+        readout_blocks=[1, 2],
         text_cfg=TEXT_CFG,
         embed_dim=8,
         config=ContrastiveConfig(steps=2, n_class=4, n_kind=2),
@@ -186,11 +157,11 @@ def test_progress_counts_every_stage_to_its_end(
 
 
 def test_unsuitable_arguments(
-    pairs_csv: Path, vision_state: dict[str, torch.Tensor], quality: QualityViews, cached: PhotoFeatures
+    pairs_csv: Path, vision_state: dict[str, torch.Tensor], cached: PhotoFeatures
 ) -> None:
     """A too wide common space and features of other photos are refused."""
-    options: dict[str, Any] = {"readout_blocks": 2, "text_cfg": TEXT_CFG}
-    arguments = (VISION_CFG, vision_state, pairs_csv, quality)
+    options: dict[str, Any] = {"readout_blocks": [1, 2], "text_cfg": TEXT_CFG}
+    arguments = (VISION_CFG, vision_state, pairs_csv)
     with pytest.raises(ConfigError, match="embed_dim"):
         train_dual_encoder(*arguments, **options, embed_dim=257, features=cached)
     wrong = PhotoFeatures(torch.zeros(3, 1, 256), torch.ones(3, 1, 9, dtype=torch.bool))

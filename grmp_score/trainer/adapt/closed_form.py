@@ -71,7 +71,7 @@ def fit_closed_form(model: QualityCLIP, pooled: Tensor, targets: Array) -> dict[
         axis, scenes = quality_direction(model), model.encode_scenes()
     finally:
         set_values(model, old)
-    last = len(visual.ln_post.weight) // model.image.feature_blocks
+    last = len(visual.ln_post.weight) // len(model.image.feature_blocks or [0])
     gain = visual.ln_post.weight[-last:]
     fitted = fit_projection(pooled, targets, visual.proj, quality, gain, axis=axis, scenes=scenes)
     if fitted is None:

@@ -96,6 +96,8 @@ class FewShotConfig:
         crops_per_step: how many of them, drawn anew, stand for an image in a step; each gets the image's label.
         crops_per_epoch: how often an image comes up in an epoch, each time with crops of its own.
         flips: the pool also holds the mirrored crops.
+        token_share: share of a crop's image tokens, drawn anew in every step, that the trained blocks see in
+            training: with a quarter a step takes about a quarter of the time (FLIP, arXiv 2212.00794).
         schedule: of the learning rate, after the warm-up: ``"cosine"`` decays to 0 over ``epochs`` (CoOp),
             ``"plateau"`` multiplies it by `optimizer.PLATEAU_FACTOR` whenever the training loss stops falling (the
             authors' few-shot code), ``"constant"``.
@@ -136,6 +138,7 @@ class FewShotConfig:
     crops_per_step: int = 2
     crops_per_epoch: int = 1
     flips: bool = False
+    token_share: float = 1.0
     schedule: Literal["plateau", "cosine", "constant"] = "cosine"
     warm_up_epochs: int = 1
     warm_up_lr: float = 1e-5
@@ -199,6 +202,8 @@ class FewShotConfig:
         for name, end in ends.items():
             if not 0 <= getattr(self, name) < end:
                 raise ConfigError(f"{name} must be at least 0 and less than {end}, got {getattr(self, name)}")
+        if not 0 < self.token_share <= 1:
+            raise ConfigError(f"token_share must be above 0 and at most 1, got {self.token_share}")
         if self.folds < 0 or self.folds == 1:
             raise ConfigError(f"folds must be 0 (none) or at least 2, got {self.folds}")
         if not 0 <= self.seed < 2**32:

@@ -209,7 +209,8 @@ class GradientDescent:
         for number, part in enumerate(parts):
             share = len(part) / len(images)
             with self._dropout(stage, number):
-                features = self._features(images[part], crops[part], changed=bool(image_side))
+                kept = self._kept_tokens(stage, number)
+                features = self._features(images[part], crops[part], changed=bool(image_side), kept=kept)
             for k, loss in enumerate(self._losses(features, texts, images[part], crops[part])):
                 losses[k] += share * loss.item()
                 found = torch.autograd.grad(
@@ -237,15 +238,20 @@ class GradientDescent:
             teacher = self.activations.scenes[images, crops].to(self.device)
             yield semantic_loss(self.model.scene_logits(features, texts[1]), teacher)
 
-    def _features(self, images: Tensor, crops: Tensor, *, changed: bool) -> Tensor:
+    def _features(self, images: Tensor, crops: Tensor, *, changed: bool, kept: Tensor | None = None) -> Tensor:
         """Image features [B, D] by the current parameters, float32.
 
-        ``changed``: the image side is no longer that of the start, so the blocks above the kept tokens are run.
+        Args:
+            images: rows [B].
+            crops: of each [B].
+            changed: the image side is no longer that of the start, so the blocks above the kept tokens are run.
+            kept: which tokens they see; None for all.
         """
         if not changed:
             return self.activations.features[images, crops].to(self.device)
         assert self.activations.tokens is not None
-        tokens = self.activations.tokens[images, crops].to(self.device, torch.float32)
+        tokens = self.activations.tokens[images, crops]  # [B, 1 + N, W]
+        tokens = (tokens if kept is None else tokens[:, kept]).to(self.device, torch.float32)
         with computing(self.device, self.precision):
             return self.model.image.head(tokens).float()
 
@@ -292,6 +298,16 @@ class GradientDescent:
         if used < count:
             crops = self._rng(stage, 1, step).permuted(crops, axis=1)[:, :used]
         return torch.from_numpy(images), torch.from_numpy(crops)
+
+    def _kept_tokens(self, stage: Stage, number: int) -> Tensor | None:
+        """Which tokens of its crops a part of the step at hand sees, CLS always among them; None for all."""
+        if self.config.token_share == 1 or not stage.image_side:
+            return None
+        assert self.activations.tokens is not None
+        n = self.activations.tokens.shape[2] - 1
+        rng = np.random.default_rng([int(self._rng(stage, 3, self._step).integers(2**62)), number])
+        drawn = rng.permutation(n)[: max(1, round(self.config.token_share * n))]
+        return torch.from_numpy(np.concatenate([[0], 1 + np.sort(drawn)]))
 
     def _rng(self, stage: Stage, purpose: int, count: int) -> np.random.Generator:
         fold = 0 if self.fold.number is None else self.fold.number + 1
