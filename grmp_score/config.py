@@ -47,7 +47,8 @@ class Preprocess:
         antialias: True filters before shrinking, as Pillow does; False samples only the nearest pixels, as
             OpenCV does (``"bilinear"`` and ``"bicubic"`` only).
         scales: sizes, as shares of the resized image, at which patches are cut; the patches are dealt out
-            evenly, those of the first scale come first.
+            evenly, those of the first scale come first.  One that is named twice gets twice as many: (1, 1, 1, 0.3)
+            with eight patches are six at full size and two of the image as a whole.
         patch_size: side of the square patches in pixels.
         patches: patches per image.
         layout: ``"random"`` draws positions from a generator seeded by ``seed`` and the image's size, so that

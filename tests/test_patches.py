@@ -17,7 +17,7 @@ from PIL import Image
 from grmp_score import weights
 from grmp_score.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocess
 from grmp_score.errors import ConfigError
-from grmp_score.model.patches import make_patches, patch_corners, resize
+from grmp_score.model.patches import make_patches, patch_corners, patch_layout, resize
 from grmp_score.weights import official
 
 from .conftest import make_photo
@@ -307,6 +307,16 @@ def test_bundled_models_state_their_statistics() -> None:
         p = ModelConfig.from_json(text).preprocess
         assert '"mean"' in text and '"std"' in text
         assert (p.mean, p.std) in [(CLIP_MEAN, CLIP_STD), (IMAGENET_MEAN, IMAGENET_STD)]
+
+
+def test_a_scale_named_twice_gets_twice_as_many_patches() -> None:
+    """They are spread over the image like those of a scale named once, and come in the order of the scales."""
+    many = Preprocess(patch_size=32, patches=8, scales=(1.0, 1.0, 1.0, 0.1), layout="grid")
+    whole, small = patch_layout(200, 160, many)
+    assert (whole.scale, len(whole.corners), small.scale, len(small.corners)) == (1.0, 6, 0.1, 2)
+    alone = Preprocess(patch_size=32, patches=6, layout="grid")
+    np.testing.assert_array_equal(whole.corners, patch_corners(160, 200, alone))
+    assert min(small.width, small.height) == 32  # the whole image, as small as it may get
 
 
 @pytest.mark.parametrize("patches", range(1, 12))

@@ -60,8 +60,9 @@ def make_patches(image: Image.Image, preprocess: Preprocess) -> torch.Tensor:
 def patch_layout(width: int, height: int, preprocess: Preprocess) -> list[Corners]:
     """Where `make_patches` cuts an image of width x height, scale by scale, in the order of its patches."""
     layout = []
-    for number, scale in enumerate(preprocess.scales):
-        count = len(range(number, preprocess.patches, len(preprocess.scales)))
+    dealt = [preprocess.scales[i % len(preprocess.scales)] for i in range(preprocess.patches)]
+    for scale in dict.fromkeys(dealt):
+        count = dealt.count(scale)
         here = dataclasses.replace(preprocess, patches=count, scales=(1.0,))
         w, h = resized_size(width, height, preprocess, scale)
         layout.append(Corners(scale, w, h, patch_corners(h, w, here)))
