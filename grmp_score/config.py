@@ -179,6 +179,29 @@ class LabelScale:
 
 
 @dataclass(frozen=True)
+class Opinion:
+    """What p(high) says about people's opinion, for weights that were trained on it.
+
+    Attributes:
+        source: whose opinion.
+        grades: words, best first, each with the lowest p(high) that it stands for; the last begins at 0.
+        expected_error: root mean square difference between score and mean opinion, both 0..1, on photos that were
+            not trained on.
+        within_90: what nine tenths of those differences are not larger than.
+    """
+
+    source: str
+    grades: tuple[tuple[str, float], ...]
+    expected_error: float
+    within_90: float
+
+    def __post_init__(self) -> None:
+        limits = [limit for _, limit in self.grades]
+        if not limits or limits[-1] != 0 or sorted(set(limits), reverse=True) != limits or limits[0] > 1:
+            raise ConfigError(f"grades must be words with limits that fall from at most 1 to 0, got {self.grades}")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything in ``config.json``.
 
@@ -190,6 +213,7 @@ class ModelConfig:
         adapted_blocks: how many last blocks of each tower are (or may be) adapted; the frozen trunk ends
             before them.
         label_scale: scale of the training labels, if they had one.
+        opinion: what p(high) says about people's opinion; None for weights that were not trained on it.
         reference_percentiles: name of a reference distribution -> 101 percentiles (0..100) of p(high) on it.
         training: provenance: commands, data, seeds.
         results: measured numbers.
@@ -202,6 +226,7 @@ class ModelConfig:
     preprocess: Preprocess = field(default_factory=Preprocess)
     adapted_blocks: int = 4
     label_scale: LabelScale | None = None
+    opinion: Opinion | None = None
     reference_percentiles: dict[str, list[float]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)

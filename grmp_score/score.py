@@ -15,7 +15,8 @@ from grmp_score.config import ModelConfig
 #: Names of distributions in `ModelConfig.reference_percentiles`.
 CLEAN, DISTORTED = "clean", "distorted_level_5"
 
-#: The verdicts, best first, each with where it begins: a percentile of one of the distributions.
+#: The verdicts of weights that know no opinion of people's, best first, each with where it begins: a percentile of
+#: one of the distributions.  `WORST` lies below.
 VERDICTS = (
     ("excellent", CLEAN, 75),
     ("good", CLEAN, 25),
@@ -43,8 +44,8 @@ class Score:
             lower is better); None when the weights have no such scale.
         percentile: share, 0..100, of the weights' clean reference photos that score below this image; None when the
             weights keep no such distribution.
-        verdict: ``"excellent"``, ``"good"``, ``"fair"``, ``"poor"`` or ``"bad"`` (see `verdict_limits`); None when
-            the weights keep no reference distributions.
+        verdict: the score in a word, ``"excellent"``, ``"good"``, ``"fair"`` and two worse ones (see
+            `verdict_limits`); None when the weights have no words.
         content_hash: ``"sha256:..."`` of the encoded file; None for arrays and PIL images.
     """
 
@@ -96,7 +97,7 @@ class Score:
             height,
             label=None if scale is None else scale.to_label(mean),
             percentile=percentile_of(reference, mean),
-            verdict=verdict_of(verdict_limits(reference), mean),
+            verdict=None if config is None else verdict_of(verdict_limits(config), mean),
             content_hash=content_hash,
         )
 
@@ -164,33 +165,34 @@ def percentile_of(reference: Mapping[str, Sequence[float]], value: float) -> flo
     return above - 1 + (value - low) / (high - low)
 
 
-def verdict_limits(reference: Mapping[str, Sequence[float]]) -> list[tuple[str, float]]:
-    """The verdicts with the lowest score of each, best first; what lies below the last is `WORST`.
+def verdict_limits(config: ModelConfig) -> list[tuple[str, float]]:
+    """The verdicts with the lowest score of each, best first; the last begins at 0.
 
-    Excellent is what scores above three quarters of the clean photos, good what scores like most of them (above a
-    quarter); fair is below that, poor is below half of the heavily distorted photos and bad below three quarters
-    of them.
+    They are the grades of the people whose opinion the weights were trained on (`Opinion.grades`).  Where there are
+    none, reference photos take their place: excellent is what scores above three quarters of the clean ones, good
+    what scores like most of them (above a quarter); fair is below that, poor is below half of the heavily distorted
+    ones and bad below three quarters of them.
 
     Returns:
-        Empty when the weights have no such distributions (adapted ones: those of their base no longer hold), or
-        tell clean photos and distorted ones apart so badly that the words would mean nothing (a quarter of the
-        clean photos score below half of the distorted ones).
+        Empty when the weights have neither (adapted ones: those of their base no longer hold), or tell clean photos
+        and distorted ones apart so badly that the words would mean nothing (a quarter of the clean photos score
+        below half of the distorted ones).
     """
+    if config.opinion is not None:
+        return list(config.opinion.grades)
+    reference = config.reference_percentiles
     clean, distorted = _percentiles(reference, CLEAN), _percentiles(reference, DISTORTED)
     if clean is None or distorted is None:
         return []
     points = {CLEAN: clean, DISTORTED: distorted}
-    limits = [(word, points[name][share]) for word, name, share in VERDICTS]
-    values = [limit for _, limit in limits]
-    falling = all(a > b for a, b in itertools.pairwise(values))
+    limits = [*((word, points[name][share]) for word, name, share in VERDICTS), (WORST, 0.0)]
+    falling = all(a > b for (_, a), (_, b) in itertools.pairwise(limits[:-1]))
     return limits if falling else []
 
 
 def verdict_of(limits: Sequence[tuple[str, float]], value: float) -> str | None:
     """The word for a score; ``limits`` are `verdict_limits`, and without any there is no word."""
-    if not limits:
-        return None
-    return next((word for word, limit in limits if value >= limit), WORST)
+    return next((word for word, limit in limits if value >= limit), None)
 
 
 def _percentiles(reference: Mapping[str, Sequence[float]], name: str) -> Sequence[float] | None:

@@ -335,7 +335,7 @@ def test_a_cache_changes_nothing_but_the_time(
 
 def test_verdicts_are_explained(photo: Photo, tmp_path: Path) -> None:
     """Every image has a word for its score, and the page says where each begins."""
-    limits = (("good", 0.7), ("fair", 0.4))
+    limits = (("good", 0.7), ("fair", 0.4), ("bad", 0.0))
     info = dataclasses.replace(INFO, weights=WeightsInfo("tiny", "0123456789abcdef", None, limits))
     with gallery_of(("a.jpg", 0.7, photo()), ("b.jpg", 0.39, photo(50, 90, 3)), limits=limits) as gallery:
         write_page(tmp_path / "p.html", gallery, info)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from grmp_score import __version__
-from grmp_score.score import CLEAN, WORST, verdict_limits
+from grmp_score.score import CLEAN, verdict_limits
 from grmp_score.weights.tensors import TensorFile
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def facts(weights: Weights) -> dict[str, Any]:
         "parameters": sum(t.numel() for t in state.values()),
         "adapter_parameters": sum(t.numel() for t in weights.adapter.values()),
         "bytes": size(weights),
-        "verdicts": dict(verdict_limits(weights.config.reference_percentiles)),
+        "verdicts": dict(verdict_limits(weights.config)),
         "libraries": libraries(),
     }
 
@@ -78,6 +78,7 @@ def lines(config: ModelConfig, known: dict[str, Any]) -> Iterator[tuple[str, str
     yield from _titled("images", preprocessing(config.preprocess))
     yield "label scale", label_scale(config.label_scale)
     yield from _titled("references", references(config))
+    yield from _titled("verdicts", verdicts(config))
     for title, content in (("training", config.training), ("results", config.results)):
         yield from _titled(title, _flat(content))
     yield "libraries", ", ".join(f"{name} {version}" for name, version in known["libraries"].items())
@@ -109,13 +110,23 @@ def label_scale(scale: LabelScale | None) -> str:
 def references(config: ModelConfig) -> Iterator[str]:
     """What the reference distributions say about scores."""
     if not config.reference_percentiles:
-        yield "none: scores of these weights have no percentile and no verdict"
+        yield "none: scores of these weights have no percentile"
     for name, points in config.reference_percentiles.items():
         shown = ", ".join(f"{p} %: {points[p]:.3f}" for p in SHOWN) if len(points) == 101 else "unreadable"
         yield f"{name}{' (percentiles of scores refer to it)' if name == CLEAN else ''}: {shown}"
-    limits = verdict_limits(config.reference_percentiles)
-    if limits:
-        yield "verdicts: " + ", ".join(f"{word} from {limit:.3f}" for word, limit in limits) + f", {WORST} below"
+
+
+def verdicts(config: ModelConfig) -> Iterator[str]:
+    """The words for scores, and what is known about how far these are from people's opinion."""
+    limits = verdict_limits(config)
+    yield ", ".join(f"{word} from {limit:.3f}" for word, limit in limits) or "none"
+    if config.opinion is not None:
+        opinion = config.opinion
+        yield f"as graded by {opinion.source}"
+        yield (
+            f"off from their mean opinion by {opinion.expected_error:.3f} (root mean square), nine times in ten by "
+            f"less than {opinion.within_90:.3f}"
+        )
 
 
 def _titled(title: str, texts: Iterator[str]) -> Iterator[tuple[str, str]]:

@@ -26,7 +26,7 @@ from grmp_score.report.gallery import Gallery, ScoredImage
 from grmp_score.report.links import link
 from grmp_score.report.rows import WeightsInfo
 from grmp_score.report.text import TEMPLATES, count, short_names, templates
-from grmp_score.score import WORST, Score
+from grmp_score.score import Score
 
 _BINS = 20
 #: Images shown as the best, and as the worst.
@@ -173,7 +173,6 @@ def write_page(target: Path, gallery: Gallery, info: ReportInfo) -> None:
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'; "
         "base-uri 'none'; form-action 'none'",
         version=__version__,
-        worst_verdict=WORST,
     )
     try:
         with replacing(target) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from grmp_score.errors import ConfigError
 
 if TYPE_CHECKING:  # the scorer imports NumPy and Pillow, which --help and wrong usage should not wait for
-    from grmp_score.config import LabelScale, ModelConfig
+    from grmp_score.config import LabelScale, ModelConfig, Opinion
     from grmp_score.score import AnyScore
 
 Value = str | float | int | None
@@ -24,21 +24,23 @@ class WeightsInfo:
         name: the weights' own.
         checksum: `Scorer.checksum`.
         label_scale: of the weights, if they have one.
-        verdict_limits: the verdicts and where they begin (see `grmp_score.score.verdict_limits`); empty without
-            reference distributions.
+        verdict_limits: the verdicts and where they begin (see `grmp_score.score.verdict_limits`); may be empty.
+        opinion: of the weights, if they were trained on people's.
     """
 
     name: str
     checksum: str
     label_scale: LabelScale | None = None
     verdict_limits: tuple[tuple[str, float], ...] = ()
+    opinion: Opinion | None = None
 
     @classmethod
     def of(cls, config: ModelConfig, checksum: str) -> WeightsInfo:
         """From the weights' configuration and `Scorer.checksum`."""
         from grmp_score.score import verdict_limits
 
-        return cls(config.name, checksum, config.label_scale, tuple(verdict_limits(config.reference_percentiles)))
+        limits = tuple(verdict_limits(config))
+        return cls(config.name, checksum, config.label_scale, limits, config.opinion)
 
 
 @dataclass(frozen=True)

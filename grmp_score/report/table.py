@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Literal
 from grmp_score.display import printable
 from grmp_score.report.rows import WeightsInfo
 from grmp_score.report.text import console_on, direction, shared_folder, short_name
-from grmp_score.score import WORST, AnyScore, FailedScore, Score
+from grmp_score.score import AnyScore, FailedScore, Score
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 #: Rows that are held, and share their columns' widths, where nobody looks on.
 HELD_ROWS = 1000
 
-#: Colour of a bar by its verdict; without verdicts a bar says how much, and not whether that is good.
-_COLOURS = {"excellent": "green", "good": "green", "fair": "yellow", "poor": "red", WORST: "red", None: "cyan"}
+#: Colours of the five verdicts, best first, and of a bar without one: it says how much, and not whether that is
+#: good.
+_COLOURS, _NO_VERDICT = ("green", "green", "yellow", "red", "red"), "cyan"
 
 _NAME_WIDTH = 30  # narrowest column of names, unless all are shorter
 
@@ -46,6 +47,9 @@ class TableWriter:
         self._held: list[AnyScore] = []
         self._folder, self._longest_name, self._begun = "", 0, False
         self._bar_width = 20 if self._console.width >= 100 else 10
+        self._colours: dict[str | None, str] = {None: _NO_VERDICT}
+        for (word, _), colour in zip(weights.verdict_limits, _COLOURS, strict=False):
+            self._colours[word] = colour
         self._columns = self._make_columns()
 
     def write(self, score: AnyScore) -> None:
@@ -63,8 +67,12 @@ class TableWriter:
         if scale is not None:
             lines.append(f"label: {scale.minimum:g} .. {scale.maximum:g}, {direction(scale.higher_is_better)}")
         if weights.verdict_limits:
-            words = ", ".join(f"{word} from {limit:.2f}" for word, limit in weights.verdict_limits)
-            lines.append(f"{words} (against reference photos)")
+            words = ", ".join(f"{word} from {limit:.2f}" for word, limit in weights.verdict_limits[:-1])
+            opinion = weights.opinion
+            if opinion is None:
+                lines.append(f"{words} (against reference photos)")
+            else:
+                lines.append(f"{words}; nine in ten are within {opinion.within_90:.2f} of people's mean opinion")
         for line in lines:
             self._console.print(f"[dim]{line}[/]", highlight=False)
 
@@ -77,13 +85,16 @@ class TableWriter:
         if self._weights.label_scale is not None:
             columns.append(_Column("label", 7, lambda score: "" if score.label is None else f"{score.label:.2f}"))
         if self._weights.verdict_limits:
-            columns.append(_Column("verdict", 9, _verdict, "left"))
+            columns.append(_Column("verdict", 9, self._verdict, "left"))
         pixels = 11 if self._live else 9
         return [*columns, _Column("pixels", pixels, lambda score: f"{score.width}x{score.height}")]
 
     def _bar(self, score: Score) -> str:
         filled = round(score.value * self._bar_width)
-        return f"[{_COLOURS[score.verdict]}]{'█' * filled}[/][dim]{'░' * (self._bar_width - filled)}[/]"
+        return f"[{self._colours[score.verdict]}]{'█' * filled}[/][dim]{'░' * (self._bar_width - filled)}[/]"
+
+    def _verdict(self, score: Score) -> str:
+        return f"[{self._colours[score.verdict]}]{score.verdict}[/]" if score.verdict else ""
 
     def _print_held(self) -> None:
         from rich.cells import cell_len
@@ -140,7 +151,3 @@ class TableWriter:
 
 def _spread(score: Score) -> str:
     return "" if score.standard_error is None else f"{score.standard_error:.3f}"
-
-
-def _verdict(score: Score) -> str:
-    return f"[{_COLOURS[score.verdict]}]{score.verdict}[/]" if score.verdict else ""

@@ -28,7 +28,13 @@ def with_prompts(base: Weights, prompts: tuple[str, str] = CLIP_IQA_PROMPTS) -> 
     known = base.config
     prompt_config = dataclasses.replace(known.prompts, n_ctx=0, classes=prompts, quality_scale=1.0)
     config = dataclasses.replace(
-        known, prompts=prompt_config, label_scale=None, reference_percentiles={}, training={}, results={}
+        known,
+        prompts=prompt_config,
+        label_scale=None,
+        opinion=None,
+        reference_percentiles={},
+        training={},
+        results={},
     )
     width, dimensions = (
         known.backbone.model_cfg["text_cfg"].get("width", 512),

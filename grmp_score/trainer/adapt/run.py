@@ -211,7 +211,8 @@ def adapt(
         weights.config,
         name=f"{scorer.config.name}-adapted",
         label_scale=shots.scale,
-        reference_percentiles={},  # those of the un-adapted model
+        opinion=None,  # that of the un-adapted model, like the percentiles
+        reference_percentiles={},
         training=_with_stage_2(scorer.config.training, provenance),
         results=results,
     )
