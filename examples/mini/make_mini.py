@@ -1,21 +1,21 @@
 """The recipe of the bundled model "mini": from public base weights to ``grmp_score/bundled/mini``.
 
     python examples/mini/make_mini.py --dinov2 dinov2_vits14.safetensors --pairs pairs/pairs.csv \\
-        --references references/ --work runs/mini [STAGE...]
+        --references references/ --biq2021 BIQ2021/ --work runs/mini [STAGE...]
 
 README.md beside this file says what the inputs and the stages are.  Each stage is seeded, skips what is done and
 continues what was stopped.
-
-Single-threaded on purpose: the same numbers on every machine with the same libraries, and the stages ``meta`` and
-``ordinary`` can run side by side.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,283 +23,443 @@ import click
 import numpy as np
 import torch
 from dinov2 import convert_dinov2
-from photos import PhotoFeatures, image_tower
+from photos import PhotoFeatures
 from safetensors.torch import load_file, save_file
-from text_tower import QualityViews, train_dual_encoder
+from text_tower import TEXT_CFG, ContrastiveConfig, train_dual_encoder
 
-from grmp_score import FailedScore, Scorer, pretrain, weights
-from grmp_score.config import IMAGENET_MEAN, IMAGENET_STD, Backbone, ModelConfig, Preprocess, PromptConfig
+from grmp_score import FailedScore, FewShotConfig, Scorer, adapt, pretrain, read_labels, weights
+from grmp_score.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    ModelConfig,
+    Opinion,
+    Preprocess,
+    PromptConfig,
+)
 from grmp_score.images import read_image
 from grmp_score.report.plots import plot_pretraining
-from grmp_score.trainer.data.distortions import LEVELS
-from grmp_score.trainer.data.sources import CLEAN, by_reference, distorted_version, references_items
+from grmp_score.trainer.adapt.config import Progress
+from grmp_score.trainer.data.sources import distorted_version, references_items
+from grmp_score.trainer.metrics import plcc, rmse, srcc
+from grmp_score.trainer.pretrain.config import PretrainConfig
 from grmp_score.trainer.pretrain.crops import TrainingCrops, cut_crops, load_crops
-from grmp_score.trainer.pretrain.held_out import HeldOutAgreement, encode_crops, evaluate_held_out
-from grmp_score.trainer.pretrain.meta import LogRow, PretrainConfig, split_references, to_patches
-from grmp_score.trainer.pretrain.run import LOG, PLOT, new_model
+from grmp_score.trainer.pretrain.held_out import encode_crops, evaluate_held_out
+from grmp_score.trainer.pretrain.meta import LogRow, split_references
+from grmp_score.trainer.pretrain.run import LOG, PLOT
 from grmp_score.weights import Weights
 from grmp_score.weights.tensors import TensorFile
 
 SEED = 0
-#: Blocks of the image tower that are kept, and how many of them, the last ones, make the features.
-DEPTH, READOUT_BLOCKS = 6, 4
-#: Families of distortions to learn from: what cameras, codecs and sharing do to photos.  Changes of colour,
-#: brightness, contrast and place, which the metrics punish and people mind less, made photos' scores worse.
-GROUPS = ("blurs", "compression", "noise", "mixtures")
-#: Share of the references that no training sees.
-TEST_SHARE = 0.2
+#: The five grades of ITU-T P.910 in the words of BIQ2021's raters, best first.
+GRADES = ("excellent", "good", "fair", "bad", "very bad")
+#: Runs of stage 1: those of the paper's tables 4 and 5 in miniature, and the authors' loop.
+KINDS = {
+    "none": {"method": "none"},
+    "ordinary": {"method": "ordinary"},
+    "meta": {},
+    "meta-text": {"train": "text"},
+    "meta-visual": {"train": "visual"},
+}
+STAGES = ("split", "prepare", "base", "stage-1", "stage-2", "order", "references", "bundle")
 
-#: No visual prompts: eight per block, untrained or meta-learned for 64 outer steps, put photos in a worse order.
-PROMPTS = PromptConfig(n_ctx=4, n_visual=0)
-#: Pixels as sharp as a photo of 768 rows has them, and none at its borders, where photos are empty or out of focus.
+
+CONTRASTIVE = ContrastiveConfig()
 PREPROCESS = Preprocess(
-    resize="shorter", size=768, patches=10, layout="grid", spread=0.5, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    resize="shorter",
+    size=768,
+    scales=(1.0, 1.0, 1.0, 224 / 768),
+    patches=8,
+    layout="grid",
+    spread=0.75,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
 )
-#: The paper's beta = 1e-2 needs tens of thousands of outer steps; with few steps theta goes all the way to the mean
-#: of the adapted parameters at first (Reptile's usual choice), and ever less far towards the end.
-STAGE_1 = PretrainConfig(
-    tasks_per_step=2,
-    inner_steps=1,
-    adam="kept",
-    groups=GROUPS,
-    precision="bfloat16",
-    inner_lr=5e-4,
-    outer_lr=1.0,
-    outer_lr_end=0.1,
-    support_batch=12,
-    query_batch=8,
-    epochs=8,
+STAGE_1 = PretrainConfig(precision="bfloat16", epochs=4, seed=SEED)
+STAGE_2 = FewShotConfig(
+    train="blocks",
+    optimizer="adamw",
+    lr=5e-5,
+    epochs=3,
+    crops_per_image=4,
+    crops_per_step=1,
+    crops_per_epoch=4,
+    token_share=0.25,
+    folds=0,
     seed=SEED,
 )
-RUNS = {"meta": STAGE_1, "ordinary": dataclasses.replace(STAGE_1, method="ordinary")}
-CHOSEN = "meta"
-STAGES = ("prepare", "base", "meta", "ordinary", "calibrate", "report", "levels", "bundle")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that is chosen.
+
+    Attributes:
+        depth: blocks of the image tower that are kept.
+        readout_blocks: those that the features are made of, from 1.  Quality is read best from all heights at once
+            (4 of them as well as all), meaning from the upper ones.
+        embed_dim: width of the common space.
+        text_cfg: of the text tower.
+        contrastive: of its training.
+        preprocess: three quarters of the patches at full size, one of the whole image.
+        stage_1: settings that all runs of stage 1 share.
+        chosen: the run of stage 1 that stage 2 starts from.
+        stage_2: settings.
+        validation: photos of BIQ2021's training split that choose, and measure, and are not trained on.
+        held_out: share of the references that no training sees.
+        ordered: references, of those held out, whose versions all are looked at.
+    """
+
+    depth: int = 9
+    readout_blocks: tuple[int, ...] = (3, 5, 7, 9)
+    embed_dim: int = 512
+    text_cfg: Mapping[str, Any] = field(default_factory=lambda: TEXT_CFG)
+    contrastive: ContrastiveConfig = CONTRASTIVE
+    preprocess: Preprocess = PREPROCESS
+    stage_1: PretrainConfig = STAGE_1
+    chosen: str = "meta-text"
+    stage_2: FewShotConfig = STAGE_2
+    validation: int = 1000
+    held_out: float = 0.2
+    ordered: int = 10
+
+
+@dataclass(frozen=True)
 class Paths:
-    """Inputs, the working folder, and the processes of the stage ``prepare``."""
+    """Inputs, the working folder, the folder that is bundled, and the processes of the stage ``prepare``."""
 
     dinov2: Path
     pairs: Path
     references: Path
+    biq2021: Path
     work: Path
+    target: Path
     jobs: int = 2
 
 
-def prepare(paths: Paths) -> None:
+def split(paths: Paths, recipe: Recipe) -> None:
+    """Divides BIQ2021's training split into ``train.csv`` and ``validation.csv``."""
+    folder = paths.biq2021 / "Images"
+    with open(paths.biq2021 / "Train (Images and MOS).csv", newline="", encoding="utf-8") as file:
+        rows = [(row[0], row[1]) for row in csv.reader(file)][1:]
+    # One file has another spelling of its suffix than its row.
+    there = {path.name.casefold(): path for path in folder.iterdir()}
+    listed = [(there[name.casefold()], mos) for name, mos in rows]
+    order = np.random.default_rng(SEED).permutation(len(listed))
+    parts = {"validation": order[: recipe.validation], "train": order[recipe.validation :]}
+    for name, part in parts.items():
+        with open(paths.work / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "mos", "subset"])
+            writer.writerows([listed[i][0], listed[i][1], listed[i][0].name[:4]] for i in part)
+
+
+def prepare(paths: Paths, recipe: Recipe) -> None:
     """Distorts and labels the reference photos and cuts training crops."""
+    size = recipe.preprocess.patch_size
     items = references_items(paths.references)
-    cut_crops(items, paths.work / "prepared", jobs=paths.jobs, progress=show("prepare"))
+    cut_crops(items, paths.work / "prepared", patch_size=size, jobs=paths.jobs, progress=show("prepare"))
 
 
-def make_base(paths: Paths) -> None:
+def make_base(paths: Paths, recipe: Recipe) -> None:
     """Image tower, text tower and projections, rounded to the float16 they are bundled in."""
     target = paths.work / "base" / weights.BACKBONE
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    vision_cfg, vision_state = convert_dinov2(load_file(paths.dinov2), depth=DEPTH)
+    size = recipe.preprocess.patch_size
+    vision_cfg, vision_state = convert_dinov2(load_file(paths.dinov2), depth=recipe.depth, image_size=size)
     cached = paths.work / "base" / "features.pt"
     features = PhotoFeatures(*torch.load(cached, weights_only=True)) if cached.exists() else None
     result = train_dual_encoder(
         vision_cfg,
         vision_state,
         paths.pairs,
-        quality_views(paths, vision_cfg, vision_state),
-        readout_blocks=READOUT_BLOCKS,
+        readout_blocks=recipe.readout_blocks,
+        text_cfg=recipe.text_cfg,
+        embed_dim=recipe.embed_dim,
         seed=SEED,
+        config=recipe.contrastive,
         features=features,
         progress=lambda stage, done, total: show(stage)(done, total),
     )
-    (paths.work / "base" / "model.json").write_text(
-        json.dumps({"model_cfg": result.model_cfg, "report": result.report}, indent=2), encoding="utf-8"
-    )
+    write_json(paths.work / "base" / "model.json", {"model_cfg": result.model_cfg, "report": result.report})
     save_file({k: v.to(torch.float16).contiguous() for k, v in result.state_dict.items()}, target)
 
 
-def quality_views(paths: Paths, vision_cfg: dict[str, Any], vision_state: dict[str, torch.Tensor]) -> QualityViews:
-    """Features of 6,000 crops of the training references, with their labels."""
-    cached = paths.work / "base" / "quality.pt"
-    if cached.exists():
-        return QualityViews(*torch.load(cached, weights_only=True))
-    crops = load_crops(paths.work / "prepared")
-    train, _ = parts(crops)
-    rng = np.random.default_rng([SEED, 2])
-    used = [i for i in crops.indices(train) if crops.items[i].group in (*GROUPS, CLEAN)]
-    rows = rng.permutation(used)[:6000]  # [n]
-    pixels = crops.pixels[rows, rng.integers(0, 3, size=len(rows))]  # [n, S, S, 3]
-    encode = image_tower(vision_cfg, vision_state, READOUT_BLOCKS)
-    features = []
-    for start in range(0, len(pixels), 16):
-        features.append(encode(to_patches(pixels[start : start + 16], PREPROCESS)))
-        show("quality views")(start // 16, len(pixels) // 16)
-    views = QualityViews(torch.cat(features), torch.from_numpy(crops.labels[rows]).float())
-    torch.save((views.features, views.labels), cached)
-    return views
-
-
-def load_base(paths: Paths) -> Weights:
+def load_base(paths: Paths, recipe: Recipe) -> Weights:
     """The result of `make_base`."""
-    described = json.loads((paths.work / "base" / "model.json").read_text(encoding="utf-8"))
-    backbone = Backbone(model_cfg=described["model_cfg"], name=f"dual encoder on DINOv2 ViT-S/14, {DEPTH} blocks")
-    config = ModelConfig(name="mini", backbone=backbone, prompts=PROMPTS, preprocess=PREPROCESS)
+    described = read_json(paths.work / "base" / "model.json")
+    name = f"dual encoder on DINOv2 ViT-S/14, {recipe.depth} blocks"
+    backbone = Backbone(model_cfg=described["model_cfg"], name=name)
+    config = ModelConfig("mini", backbone, PromptConfig(), recipe.preprocess)
     return Weights(config, {}, TensorFile(paths.work / "base" / weights.BACKBONE), origin="base")
 
 
-def parts(crops: TrainingCrops) -> tuple[list[str], list[str]]:
+def held_out_references(crops: TrainingCrops, recipe: Recipe) -> tuple[list[str], list[str]]:
     """References to train on, references held out."""
-    return split_references(crops.references(), TEST_SHARE, SEED)
+    return split_references(crops.references(), recipe.held_out, SEED)
 
 
-def run(paths: Paths, name: str) -> None:
-    """One run of stage 1."""
-    folder = paths.work / name
-    if (folder / weights.CONFIG).exists():
+def stage_1(paths: Paths, recipe: Recipe) -> None:
+    """Runs of stage 1, each measured on the references held out and, zero-shot, on the validation photos."""
+    crops = load_crops(paths.work / "prepared")
+    train, held_out = held_out_references(crops, recipe)
+    held_out = held_out[: recipe.ordered]
+    labels = read_labels(paths.work / "validation.csv")
+    for name, changes in KINDS.items():
+        folder = paths.work / "stage-1" / name
+        if (folder / "report.json").exists():
+            continue
+        config = dataclasses.replace(recipe.stage_1, **changes)
+
+        def on_step(row: LogRow, name: str = name) -> None:
+            losses = f"support {row.support_loss:.4f} query {row.query_loss:.4f}"
+            say(f"{name} step {row.step}, epoch {row.epoch}: {losses}, {row.seconds:.0f} s")
+
+        if not (folder / weights.CONFIG).exists():
+            base = load_base(paths, recipe)
+            pretrain(
+                crops,
+                folder,
+                config,
+                base=base,
+                name="mini",
+                references=train,
+                resume=True,
+                device="cpu",
+                on_step=on_step,
+            )
+            if config.method != "none":
+                plot_pretraining(folder / LOG, folder / PLOT)
+        model = weights.load(str(folder))
+        built = model.build()
+        features = encode_crops(built, crops, crops.indices(held_out), views=(0,))
+        agreement = evaluate_held_out(built, crops, held_out, features=features)
+        predicted = predictions(Scorer(model, patches=2), labels.paths, name)
+        report = {
+            "held_out_references": {
+                "srcc": round(agreement.overall, 4),
+                "srcc_mean_per_type": round(agreement.mean_per_task, 4),
+                "images": agreement.images,
+            },
+            "validation": {"srcc": round(srcc(predicted, labels.scores), 4), "n": len(labels)},
+        }
+        say(f"{name}: {report}")
+        write_json(folder / "report.json", report)
+
+
+def stage_2(paths: Paths, recipe: Recipe) -> None:
+    """Fine-tuning on BIQ2021's training part; measured on the validation part."""
+    target = paths.work / "stage-2"
+    if (target / weights.CONFIG).exists():
+        return
+    started = time.monotonic()
+
+    def progress(step: Progress) -> None:
+        if step.done % max(1, step.total // 100) == 0:
+            loss = "" if step.row is None or step.row.loss is None else f", loss {step.row.loss:.4f}"
+            say(f"{step.stage} {step.done}/{step.total}{loss}, {time.monotonic() - started:.0f} s")
+
+    labels, test = (read_labels(paths.work / f"{part}.csv") for part in ("train", "validation"))
+    start = Scorer(weights.load(str(paths.work / "stage-1" / recipe.chosen)))
+    work = paths.work / "stage-2-unfinished"
+    work.mkdir(exist_ok=True)
+    adapted = adapt(start, labels, recipe.stage_2, test=test, work=work, resume=True, progress=progress)
+    assert adapted.test_predictions is not None
+    tested = adapted.test_predictions
+    with open(paths.work / "validation-scores.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "mos", "subset", "before", "ridge", "after"])
+        columns = (tested.labels.scores, tested.labels.column("subset"), tested.before, tested.ridge, tested.after)
+        writer.writerows(zip((path.name for path in tested.labels.paths), *columns, strict=True))
+    opinion, report = calibrate(tested.after, tested.labels.scores, tested.labels.column("subset"))
+    report["ridge"] = round(srcc(tested.ridge, tested.labels.scores), 4)
+    report["before"] = round(srcc(tested.before, tested.labels.scores), 4)
+    report["seconds"] = round(time.monotonic() - started)
+    say(f"validation: {report}")
+    config = dataclasses.replace(
+        adapted.scorer.config, name="mini", label_scale=None, opinion=opinion, results={"validation": report}
+    )
+    in_float16(dataclasses.replace(adapted.scorer.weights, config=config)).save(target)
+
+
+def in_float16(made: Weights) -> Weights:
+    """The same weights as they are bundled: tuned blocks in the place of the original ones, in float16."""
+    backbone = {name.removeprefix("clip."): v for name, v in made.adapter.items() if name.startswith("clip.")}
+    backbone = {k: v.to(torch.float16).contiguous() for k, v in {**made.backbone_state(), **backbone}.items()}
+    small = {name: v for name, v in made.adapter.items() if not name.startswith("clip.")}
+    rounded = dataclasses.replace(made, adapter=small, backbone=backbone)
+    model = rounded.build()
+    model.refresh_text()
+    return dataclasses.replace(rounded, adapter=weights.adapter_of(model, []))
+
+
+def calibrate(
+    predicted: np.ndarray, opinions: np.ndarray, subsets: tuple[str, ...]
+) -> tuple[Opinion, dict[str, Any]]:
+    """What p(high) says about the mean opinion, by a straight line between their logits.
+
+    Args:
+        predicted: p(high) [n] of photos that were not trained on.
+        opinions: their mean opinions [n], 0..1.
+        subsets: which part of the data each is from [n].
+
+    Returns:
+        Grades that begin where the expected opinion is halfway between two grades, with the expected error; and
+        figures for the card.
+    """
+    slope, constant = calibration_line(predicted, opinions)
+    expected = sigmoid(slope * logit(predicted) + constant)
+    errors = np.abs(expected - opinions)
+    within_90 = float(np.quantile(errors, 0.9))
+    halfway = [1 - (i + 0.5) / (len(GRADES) - 1) for i in range(len(GRADES) - 1)]
+    limits = [round(float(sigmoid((logit(np.array(h)) - constant) / slope)), 3) for h in halfway]
+    opinion = Opinion(
+        "30 people per photo (BIQ2021)",
+        tuple(zip(GRADES, [*limits, 0.0], strict=True)),
+        expected_error=round(rmse(expected, opinions), 4),
+        within_90=round(within_90, 4),
+    )
+    names = np.array(subsets)
+    report = {
+        "n": len(opinions),
+        "srcc": round(srcc(predicted, opinions), 4),
+        "plcc": round(plcc(predicted, opinions), 4),
+        "rmse": round(rmse(predicted, opinions), 4),
+        "srcc_within": {s: round(srcc(predicted[names == s], opinions[names == s]), 4) for s in sorted({*subsets})},
+        "calibration": {"slope": round(slope, 3), "constant": round(constant, 3)},
+    }
+    return opinion, report
+
+
+def calibration_line(predicted: np.ndarray, opinions: np.ndarray) -> tuple[float, float]:
+    """Slope and constant by which the logit of p(high) becomes that of the opinion; least cross-entropy."""
+    x = np.column_stack([logit(predicted), np.ones(len(predicted))])
+    at = np.array([1.0, 0.0])
+    for _ in range(50):  # Newton's method; the problem is convex
+        p = sigmoid(x @ at)
+        at = at - np.linalg.solve(x.T @ ((p * (1 - p))[:, None] * x), x.T @ (p - opinions))
+    return float(at[0]), float(at[1])
+
+
+def logit(p: np.ndarray) -> np.ndarray:
+    """Natural logarithm of the odds, finite at 0 and 1."""
+    p = np.clip(p, 1e-6, 1 - 1e-6)
+    return np.log(p / (1 - p))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """The inverse of `logit`."""
+    return 1 / (1 + np.exp(-x))
+
+
+def order(paths: Paths, recipe: Recipe) -> None:
+    """Whether the versions of a photo are in the right order: by type of distortion, whole images as scored."""
+    target = paths.work / "order.json"
+    if target.exists():
         return
     crops = load_crops(paths.work / "prepared")
-    train, _ = parts(crops)
-
-    def on_step(row: LogRow) -> None:
-        losses = f"support {row.support_loss:.4f} query {row.query_loss:.4f}"
-        say(f"{name} step {row.step}, epoch {row.epoch} of {STAGE_1.epochs}: {losses}, {row.seconds:.0f} s")
-
-    pretrain(
-        crops,
-        folder,
-        RUNS[name],
-        base=load_base(paths),
-        prompts=PROMPTS,
-        name="mini",
-        references=train,
-        resume=True,
-        device="cpu",
-        on_step=on_step,
-    )
-    plot_pretraining(folder / LOG, folder / PLOT)
+    references = held_out_references(crops, recipe)[1][: recipe.ordered]
+    values: dict[tuple[str, str, int], float] = {}
+    items = [i for i in references_items(paths.references) if i.full_reference in references]
+    images = (distorted_version(np.asarray(read_image(item.path)), item) for item in items)
+    scorer = Scorer(weights.load(str(paths.work / "stage-2")), workers=1)
+    for item, score in zip(items, scorer.score_many(images), strict=True):
+        if isinstance(score, FailedScore):
+            raise RuntimeError(score.error)
+        values[item.full_reference, item.task, item.level] = score.value
+        show("order")(len(values), len(items))
+    write_json(target, {"references": len(references), **share_in_order(values)})
 
 
-def calibrate(paths: Paths) -> None:
-    """Sets ``quality_scale`` of the chosen run from the clean training references."""
-    chosen = weights.load(paths.work / CHOSEN)
-    if chosen.config.prompts.quality_scale != 1.0:
-        return
-    train, _ = split_references(list(by_reference(references_items(paths.references))), TEST_SHARE, SEED)
-    values = scores(chosen, paths, train, level=0)
-    lower_quartile = float(np.percentile(values, 25))
-    scale = round(max(1.0, float(np.log(0.7 / 0.3) / np.log(lower_quartile / (1 - lower_quartile)))), 3)
-    say(f"lower quartile of clean training references {lower_quartile:.3f}: quality_scale {scale}")
-    prompts = dataclasses.replace(chosen.config.prompts, quality_scale=scale)
-    dataclasses.replace(chosen, config=dataclasses.replace(chosen.config, prompts=prompts)).save(
-        paths.work / CHOSEN
-    )
+def share_in_order(values: Mapping[tuple[str, str, int], float]) -> dict[str, Any]:
+    """Share of the pairs of versions of one photo, of one type, in which the more distorted one scores lower.
 
-
-def report(paths: Paths) -> None:
-    """Every run, and untrained prompts, on the held-out references; the image side is the same in all."""
-    crops, base = load_crops(paths.work / "prepared"), load_base(paths)
-    _, held_out = parts(crops)
-    cached = paths.work / "held_out.pt"
-    if not cached.exists():
-        model = new_model(base.config, base, seed=SEED)
-        rows = crops.indices(held_out)
-        torch.save(encode_crops(model, crops, rows, views=(0,), progress=show("held-out crops")), cached)
-    features = torch.load(cached, weights_only=True)
-    for name in ("untrained", *RUNS):
-        target = paths.work / f"report_{name}.json"
-        if target.exists():
-            continue
-        if name == "untrained":
-            model = new_model(base.config, base, seed=SEED)
-        elif (paths.work / name / weights.CONFIG).exists():
-            model = weights.load(paths.work / name).build()
-        else:
-            continue
-        say(f"{name}: {len(held_out)} references")
-        result = evaluate_held_out(model, crops, held_out, features=features)
-        target.write_text(json.dumps(as_record(result), indent=2), encoding="utf-8")
-        say(f"{name}: overall {result.overall:.3f}, mean per type {result.mean_per_task:.3f}")
-
-
-def as_record(result: HeldOutAgreement) -> dict[str, object]:
-    """The numbers of an evaluation, rounded."""
+    Args:
+        values: score by reference, task and level; the clean photo has level 0.
+    """
+    clean = {reference: value for (reference, _, level), value in values.items() if level == 0}
+    right: dict[str, list[bool]] = {}
+    beside: list[bool] = []
+    for reference in clean:
+        by_type: dict[str, dict[int, float]] = {}
+        for (name, task, level), value in values.items():
+            if name == reference and level:
+                by_type.setdefault(task.split("/")[1], {0: clean[reference]})[level] = value
+        for task, found in by_type.items():
+            levels = sorted(found)
+            pairs = [(a, b) for a in levels for b in levels if a < b]
+            right.setdefault(task, []).extend(found[a] > found[b] for a, b in pairs)
+            beside.extend(found[0] > found[level] for level in levels[1:])
+    shares = {task: round(float(np.mean(pairs)), 4) for task, pairs in sorted(right.items())}
     return {
-        "srcc_overall": round(result.overall, 4),
-        "srcc_mean_per_type": round(result.mean_per_task, 4),
-        "srcc_per_type": {k.split("/")[1]: round(v, 4) for k, v in result.per_task.items()},
-        "images": result.images,
+        "in_order": round(float(np.mean([pair for pairs in right.values() for pair in pairs])), 4),
+        "below_the_original": round(float(np.mean(beside)), 4),
+        "by_type": shares,
     }
 
 
-def scores(model: Weights, paths: Paths, references: list[str], *, level: int) -> list[float]:
-    """Scores of all versions of some references at one level, 0 for the clean ones."""
-    items = references_items(paths.references)
-    wanted = [i for i in items if i.level == level and i.full_reference in references]
-    images = (distorted_version(np.asarray(read_image(item.path)), item) for item in wanted)
-    values = []
-    for score in Scorer(model, workers=1).score_many(images):
+def references(paths: Paths, recipe: Recipe) -> None:
+    """Percentiles 0..100 of the scores of the references held out from stage 1, clean and at the heaviest level."""
+    target = paths.work / "references.json"
+    if target.exists():
+        return
+    crops = load_crops(paths.work / "prepared")
+    _, held_out = held_out_references(crops, recipe)
+    scorer = Scorer(weights.load(str(paths.work / "stage-2")), workers=1)
+    percentiles = {}
+    for name, level in (("clean", 0), ("distorted_level_5", 5)):
+        items = [i for i in references_items(paths.references) if i.full_reference in held_out and i.level == level]
+        images = (distorted_version(np.asarray(read_image(item.path)), item) for item in items)
+        values = predictions(scorer, images, name, len(items))
+        percentiles[name] = [round(float(v), 4) for v in np.percentile(values, np.arange(101))]
+    write_json(target, percentiles)
+
+
+def bundle(paths: Paths, recipe: Recipe) -> None:
+    """Writes the weights folder with its measured numbers and its card."""
+    made = weights.load(str(paths.work / "stage-2"))
+    described = read_json(paths.work / "base" / "model.json")["report"]
+    scenes = ("scene_accuracy", "majority_rate", "balanced_accuracy", "held_out")
+    results = {
+        **made.config.results,
+        "order": read_json(paths.work / "order.json"),
+        "stage_1": {name: read_json(paths.work / "stage-1" / name / "report.json") for name in KINDS},
+        "scenes": {k: described[k] for k in scenes},
+    }
+    training = {
+        **made.config.training,
+        "recipe": "examples/mini/make_mini.py",
+        "base": f"DINOv2 ViT-S/14 (Apache-2.0), first {recipe.depth} blocks; text tower by locked-image tuning",
+    }
+    percentiles = read_json(paths.work / "references.json")
+    config = dataclasses.replace(made.config, reference_percentiles=percentiles, results=results, training=training)
+    card = Path(__file__).parents[2] / "weights_cards" / "mini.md"
+    dataclasses.replace(made, config=config, card=card.read_text(encoding="utf-8")).save(paths.target)
+    say(f"wrote {paths.target}: {sum(f.stat().st_size for f in paths.target.iterdir()) / 1e6:.1f} MB")
+
+
+def predictions(scorer: Scorer, images: Any, what: str, total: int | None = None) -> np.ndarray:
+    """p(high) [n] of images, as they are scored."""
+    values: list[float] = []
+    total = len(images) if total is None else total
+    for score in scorer.score_many(images):
         if isinstance(score, FailedScore):
             raise RuntimeError(score.error)
         values.append(score.value)
-        show(f"level {level}")(len(values), len(wanted))
-    return values
+        show(what)(len(values), total)
+    return np.array(values)
 
 
-def levels(paths: Paths) -> None:
-    """How the chosen run scores whole held-out references: percentiles 0..100, clean and at the heaviest level."""
-    target = paths.work / "levels.json"
-    if target.exists():
-        return
-    chosen = weights.load(paths.work / CHOSEN)
-    _, held_out = split_references(list(by_reference(references_items(paths.references))), TEST_SHARE, SEED)
-    clean, heavy = (np.array(scores(chosen, paths, held_out, level=level)) for level in (0, max(LEVELS)))
-    percentiles = {
-        name: [round(float(v), 4) for v in np.percentile(values, np.arange(101))]
-        for name, values in (("clean", clean), ("distorted_level_5", heavy))
-    }
-    shares = {
-        "clean": len(clean),
-        "clean_above_0.7": round(float(np.mean(clean > 0.7)), 4),
-        "level_5": len(heavy),
-        "level_5_below_0.3": round(float(np.mean(heavy < 0.3)), 4),
-    }
-    say(f"held-out references: {shares}")
-    target.write_text(json.dumps({"percentiles": percentiles, "shares": shares}, indent=2), encoding="utf-8")
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file."""
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def bundle(paths: Paths) -> None:
-    """Writes ``grmp_score/bundled/mini`` from the chosen run, with its measured numbers."""
-    chosen = weights.load(paths.work / CHOSEN)
-    described = json.loads((paths.work / "base" / "model.json").read_text(encoding="utf-8"))
-    reports = {
-        name: json.loads((paths.work / f"report_{name}.json").read_text(encoding="utf-8"))
-        for name in ("untrained", *RUNS)
-    }
-    mine = reports[CHOSEN]
-    whole = json.loads((paths.work / "levels.json").read_text(encoding="utf-8"))
-    keep = ("srcc_overall", "srcc_mean_per_type")
-    results = {
-        "held_out_references": mine,
-        "whole_held_out_references": whole["shares"],
-        "compared": {name: {k: reports[name][k] for k in keep} for name in reports},
-        "scenes": {
-            k: described["report"][k] for k in ("scene_accuracy", "majority_rate", "balanced_accuracy", "held_out")
-        },
-    }
-    training = {
-        **chosen.config.training,
-        "recipe": "examples/mini/make_mini.py",
-        "seed": SEED,
-        "base": "DINOv2 ViT-S/14 (Apache-2.0), first 6 blocks; text tower by locked-image contrastive tuning",
-    }
-    config = dataclasses.replace(
-        chosen.config, reference_percentiles=whole["percentiles"], results=results, training=training
-    )
-    folder = Path(weights.__file__).parent / "bundled" / "mini"
-    card = Path(__file__).parents[2] / "weights_cards" / "mini.md"
-    text = card.read_text(encoding="utf-8") if card.exists() else ""
-    dataclasses.replace(chosen, config=config, card=text).save(folder)
-    say(f"wrote {folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.1f} MB")
+def read_json(path: Path) -> Any:
+    """Reads a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def say(text: str) -> None:
@@ -317,29 +477,32 @@ def show(what: str) -> Callable[[int, int], None]:
     return progress
 
 
+def run(paths: Paths, recipe: Recipe, stages: tuple[str, ...] = STAGES) -> None:
+    """Runs stages in their order."""
+    paths.work.mkdir(parents=True, exist_ok=True)
+    functions = (split, prepare, make_base, stage_1, stage_2, order, references, bundle)
+    for name, function in zip(STAGES, functions, strict=True):
+        if name in stages:
+            function(paths, recipe)
+
+
 @click.command()
 @click.option("--dinov2", required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--pairs", required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--references", required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--biq2021", required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--work", required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--target",
+    type=click.Path(path_type=Path),
+    default=Path(weights.__file__).parents[1] / "bundled" / "mini",
+    help="Folder to write.  [default: the bundled one]",
+)
 @click.option("--jobs", default=2, show_default=True, help="Processes of the stage prepare.")
 @click.argument("stages", nargs=-1, type=click.Choice(STAGES))
-def main(dinov2: Path, pairs: Path, references: Path, work: Path, jobs: int, stages: tuple[str, ...]) -> None:
+def main(stages: tuple[str, ...], **paths: Any) -> None:
     """Makes the bundled model; all stages by default."""
-    torch.set_num_threads(1)
-    paths = Paths(dinov2, pairs, references, work, jobs)
-    for stage in stages or STAGES:
-        if stage in RUNS:
-            run(paths, stage)
-        else:
-            {
-                "prepare": prepare,
-                "base": make_base,
-                "calibrate": calibrate,
-                "report": report,
-                "levels": levels,
-                "bundle": bundle,
-            }[stage](paths)
+    run(Paths(**paths), Recipe(), stages or STAGES)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class ContrastiveConfig:
     scene_weight: float = 2.0
     dropout: float = 0.2
     label_smoothing: float = 0.1
-    shrinkage: float = 0.1
+    shrinkage: float = 10.0
     holdout: float = 0.2
 
 

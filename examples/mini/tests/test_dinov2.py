@@ -7,49 +7,13 @@ from typing import Any
 import pytest
 import torch
 from dinov2 import convert_dinov2
-from photos import image_tower
+from random_tower import DEPTH, GRID, PATCH, WIDTH, random_dinov2
 from torch import Tensor
 from torch.nn import functional as F
 
 from grmp_score.errors import ConfigError, WeightsError
-
-WIDTH, PATCH, GRID, DEPTH = 128, 14, 5, 4
-
-
-def random_dinov2(seed: int = 0) -> dict[str, Tensor]:
-    """Random weights in the DINOv2 layout: no parameter is left at a value that would hide a mistake."""
-    g = torch.Generator().manual_seed(seed)
-
-    def rand(*shape: int, scale: float = 0.05, shift: float = 0.0) -> Tensor:
-        return torch.randn(*shape, generator=g) * scale + shift
-
-    state = {
-        "cls_token": rand(1, 1, WIDTH),
-        "pos_embed": rand(1, GRID * GRID + 1, WIDTH, scale=0.5),
-        "patch_embed.proj.weight": rand(WIDTH, 3, PATCH, PATCH),
-        "patch_embed.proj.bias": rand(WIDTH, scale=0.5),
-        "norm.weight": rand(WIDTH, scale=0.2, shift=1.0),
-        "norm.bias": rand(WIDTH, scale=0.2),
-    }
-    for i in range(DEPTH):
-        block = {
-            "norm1.weight": rand(WIDTH, scale=0.2, shift=1.0),
-            "norm1.bias": rand(WIDTH, scale=0.2),
-            "attn.qkv.weight": rand(3 * WIDTH, WIDTH, scale=0.1),
-            "attn.qkv.bias": rand(3 * WIDTH, scale=0.2),
-            "attn.proj.weight": rand(WIDTH, WIDTH, scale=0.1),
-            "attn.proj.bias": rand(WIDTH, scale=0.2),
-            "ls1.gamma": rand(WIDTH, scale=0.5),
-            "norm2.weight": rand(WIDTH, scale=0.2, shift=1.0),
-            "norm2.bias": rand(WIDTH, scale=0.2),
-            "mlp.fc1.weight": rand(4 * WIDTH, WIDTH, scale=0.1),
-            "mlp.fc1.bias": rand(4 * WIDTH, scale=0.2),
-            "mlp.fc2.weight": rand(WIDTH, 4 * WIDTH, scale=0.1),
-            "mlp.fc2.bias": rand(WIDTH, scale=0.2),
-            "ls2.gamma": rand(WIDTH, scale=0.5),
-        }
-        state |= {f"blocks.{i}.{name}": tensor for name, tensor in block.items()}
-    return state
+from grmp_score.model.clip import build_clip
+from grmp_score.model.towers import ImageTower
 
 
 def dinov2_forward(p: dict[str, Tensor], x: Tensor, depth: int) -> Tensor:
@@ -84,9 +48,14 @@ def test_converted_tower_computes_what_dinov2_computes(depth: int) -> None:
     """At every depth the open_clip tower equals the DINOv2 forward pass."""
     state = random_dinov2()
     images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(1))
-    tower = image_tower(*convert_dinov2(state, depth=depth, image_size=56))
+    vision_cfg, visual = convert_dinov2(state, depth=depth, image_size=56)
+    text_cfg = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
+    clip = build_clip({"embed_dim": 8, "vision_cfg": vision_cfg, "text_cfg": text_cfg})
+    clip.visual.load_state_dict({**visual, "proj": clip.visual.proj})
+    tower = ImageTower(clip.visual, None, adapted_blocks=1)
     expected = dinov2_forward(state, images, depth)[:, 0]
-    assert (tower(images) - expected).norm() / expected.norm() < 1e-4
+    with torch.no_grad():
+        assert (tower.pool(tower.trunk(images)) - expected).norm() / expected.norm() < 1e-4
 
 
 def test_stored_grid_is_used_as_it_is() -> None:

@@ -1,18 +1,138 @@
-"""The script itself: it starts, and README.md tells of all its stages."""
+"""The recipe from one end to the other, on a tiny configuration."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import make_mini
+import numpy as np
+import pytest
+from captions import class_scenes
 from click.testing import CliRunner
+from make_mini import Paths, Recipe, calibrate, share_in_order
+from PIL import Image
+from random_tower import random_dinov2
+from safetensors.torch import save_file
+from text_tower import ContrastiveConfig
+
+from grmp_score import Scorer, weights
+from grmp_score.trainer.adapt.config import FewShotConfig
+from grmp_score.trainer.pretrain.config import PretrainConfig
+
+TINY = Recipe(
+    depth=3,
+    readout_blocks=(1, 3),
+    embed_dim=24,
+    text_cfg={"context_length": 32, "vocab_size": 1024, "width": 64, "heads": 2, "layers": 1},
+    contrastive=ContrastiveConfig(steps=3, n_class=4, n_kind=2),
+    preprocess=dataclasses.replace(make_mini.PREPROCESS, patch_size=28, patches=4, size=64),
+    stage_1=PretrainConfig(epochs=1, inner_lr=0.05, tasks_per_step=15, support_batch=2, query_batch=2, n_visual=2),
+    stage_2=dataclasses.replace(make_mini.STAGE_2, epochs=1, batch_size=8, checkpoint_seconds=1e9),
+    validation=8,
+    held_out=0.5,
+    ordered=1,
+)
+
+
+def photo(seed: int, size: int = 48) -> Image.Image:
+    """Coarse noise of many colours."""
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    """All inputs, made up: a random tower, photos with class names, five clean photos, labelled photos."""
+    folder = tmp_path_factory.mktemp("inputs")
+    save_file(random_dinov2(), folder / "dinov2.safetensors")
+    for name in ("references", "pairs", "biq/Images"):
+        (folder / name).mkdir(parents=True)
+    for i in range(5):
+        photo(i, 64).save(folder / "references" / f"{i}.png")
+    scenes = list(dict.fromkeys(known.scene for known in class_scenes().values()))
+    classes = [[w for w, known in class_scenes().items() if known.scene == s][:3] for s in scenes[:4]]
+    with open(folder / "pairs" / "pairs.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "text", "wordnet_id"])
+        for i, wordnet_id in enumerate(w for of_scene in classes for w in of_scene):
+            photo(100 + i).save(folder / "pairs" / f"{i}.png")
+            writer.writerow([f"{i}.png", f"thing {i}", wordnet_id])
+    with open(folder / "biq" / "Train (Images and MOS).csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["Image Name", "MOS", "", ""])
+        for i in range(24):
+            name = f"ss0{1 + i % 3} ({i})"
+            Image.eval(photo(200 + i), lambda v, i=i: v * (i + 4) // 28).save(
+                folder / "biq" / "Images" / f"{name}.JPG"
+            )
+            writer.writerow([f"{name}.jpg", f"{i / 23:.4f}", "", ""])
+    return Paths(
+        *(folder / name for name in ("dinov2.safetensors", "pairs/pairs.csv", "references", "biq", "work")),
+        target=folder / "bundle",
+        jobs=1,
+    )
+
+
+def test_from_inputs_to_a_model_that_scores(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stages; what is done is not done again; the result has grades, figures and its card."""
+    make_mini.run(paths, TINY)
+    made = weights.load(str(paths.target))
+    assert made.config.opinion is not None and [g for g, _ in made.config.opinion.grades] == list(make_mini.GRADES)
+    assert made.config.label_scale is None and len(made.config.reference_percentiles["clean"]) == 101
+    assert set(made.config.results) == {"validation", "order", "stage_1", "scenes"}
+    assert set(made.config.results["stage_1"]) == set(make_mini.KINDS)
+    assert made.config.results["validation"]["n"] == 8 and made.config.results["order"]["references"] == 1
+    assert made.card and made.config.training["stage_2"]["labels"] == "train.csv"
+    assert 0 <= Scorer(made).score(photo(7)).value <= 1
+    with open(paths.work / "train.csv") as train, open(paths.work / "validation.csv") as validation:
+        names = [{row["image"] for row in csv.DictReader(file)} for file in (train, validation)]
+    assert [len(part) for part in names] == [16, 8] and not names[0] & names[1]
+
+    def unwanted(*_: Any, **__: Any) -> None:
+        pytest.fail("trained once more")
+
+    for name in ("train_dual_encoder", "pretrain", "adapt"):
+        monkeypatch.setattr(make_mini, name, unwanted)
+    make_mini.run(paths, TINY, make_mini.STAGES[1:-1])
+
+
+def test_grades_begin_where_the_expected_opinion_is_halfway() -> None:
+    """A p(high) that is too timid by half gets grades that are closer together."""
+    rng = np.random.default_rng(0)
+    opinions = rng.uniform(0.02, 0.98, 4000)
+    timid = make_mini.sigmoid(0.5 * make_mini.logit(opinions) + 0.1)
+    opinion, report = calibrate(timid, opinions, ("a", "b") * 2000)
+    wanted = make_mini.sigmoid(0.5 * make_mini.logit(np.array([0.875, 0.625, 0.375, 0.125])) + 0.1)
+    np.testing.assert_allclose([limit for _, limit in opinion.grades[:-1]], wanted, atol=2e-3)
+    assert report["calibration"] == {"slope": 2.0, "constant": -0.2} and opinion.expected_error < 1e-3
+    assert report["srcc"] == 1 and set(report["srcc_within"]) == {"a", "b"}
+
+
+def test_pairs_in_order() -> None:
+    """Of one photo and one type every two levels are a pair, the clean photo is level 0."""
+    values = {
+        ("r", "references/clean", 0): 0.9,
+        ("r", "references/blur", 1): 0.8,
+        ("r", "references/blur", 3): 0.85,
+    }
+    values |= {("r", "references/noise", 2): 0.95}
+    found = share_in_order(values)
+    assert found["by_type"] == {"blur": round(2 / 3, 4), "noise": 0.0}
+    assert found["in_order"] == 0.5 and found["below_the_original"] == round(2 / 3, 4)
+    json.dumps(found)
 
 
 def test_the_command_starts() -> None:
     """Its help names the inputs."""
     result = CliRunner().invoke(make_mini.main, ["--help"])
     assert result.exit_code == 0
-    assert all(option in result.output for option in ("--dinov2", "--pairs", "--references", "--work"))
+    assert all(option in result.output for option in ("--dinov2", "--pairs", "--references", "--biq2021", "--work"))
 
 
 def test_readme_tells_all_stages_in_their_order() -> None:
@@ -20,3 +140,10 @@ def test_readme_tells_all_stages_in_their_order() -> None:
     text = Path(make_mini.__file__).with_name("README.md").read_text(encoding="utf-8")
     rows = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `") and "--" not in line]
     assert tuple(rows) == make_mini.STAGES
+
+
+def test_the_recipe_is_what_it_says() -> None:
+    """Stage 2 trains blocks, on more crops than one, and looks at no fold."""
+    recipe = Recipe()
+    assert isinstance(recipe.stage_2, FewShotConfig) and recipe.stage_2.train == "blocks"
+    assert recipe.chosen in make_mini.KINDS and recipe.preprocess.patches == 8
