@@ -275,7 +275,7 @@ def test_ctrl_c_keeps_the_old_file_and_what_is_done(
     out.write_text("old results\n")
     with monkeypatch.context() as patch:
         interrupted_after(2, patch)
-        assert run_main("-m", model, "-o", out, photos) == 130
+        assert run_main("-m", model, "-o", out, "--overwrite", photos) == 130
     assert out.read_text() == "old results\n"
     assert [json.loads(line) for line in partial.read_text().splitlines()] == whole[:2]
     assert capsys.readouterr().err.split("\n") == [f"What was done is in {partial}", "", "Interrupted", ""]
@@ -317,7 +317,7 @@ def test_ctrl_c_ends_a_table_once(
 
 def test_links_and_devices_as_output(model: str, photos: Path, tmp_path: Path) -> None:
     """A link is followed, a device is written to, and nothing is left beside them."""
-    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "real.csv").write_text("path,score\n")
     (tmp_path / "real.csv").chmod(0o640)
     (tmp_path / "link.csv").symlink_to("real.csv")
     assert run("-m", model, "-o", tmp_path / "link.csv", photos).exit_code == 0
@@ -330,12 +330,13 @@ def test_links_and_devices_as_output(model: str, photos: Path, tmp_path: Path) -
 def test_two_runs_do_not_write_one_file(model: str, photos: Path, tmp_path: Path) -> None:
     """The second is refused, whether it begins or resumes, and the first goes on; a killed one blocks nobody."""
     out, partial = tmp_path / "out.csv", tmp_path / "out.csv.partial"
-    partial.write_text("rows of the first run\n")
+    rows = "path,score\nof the first run,0\n"
+    partial.write_text(rows)
     with results_file(out, resume=True):
         assert_usage_error(run("-m", model, "-o", out, photos), "out.csv: another run is writing it")
         assert_usage_error(run("-m", model, "--resume", out, photos), "out.csv: another run is writing it")
-        assert partial.read_text() == "rows of the first run\n"
-    assert out.read_text() == "rows of the first run\n"
+        assert partial.read_text() == rows
+    assert out.read_text() == rows
     (tmp_path / ".out.csv.lock").touch()
     assert run("-m", model, "-o", out, photos).exit_code == 0
     assert {p.name for p in tmp_path.iterdir()} == {"photos", "out.csv"}

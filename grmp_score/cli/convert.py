@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from grmp_score.cli.overwriting import check_folder
+
 
 @click.command()
 @click.argument("checkpoint", metavar="FILE.pt", type=click.Path(path_type=Path))
@@ -32,6 +34,7 @@ def command(checkpoint: Path, output: Path, name: str | None, base: str | None) 
     """
     from grmp_score.weights.official import load_official
 
+    check_folder(output)
     weights = load_official(checkpoint, name=name, base=base)
     weights.save(output)
     click.echo(f"{checkpoint}: {weights.config.training['form']}", err=True)

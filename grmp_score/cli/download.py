@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from grmp_score.cli.completion import complete_model
+from grmp_score.cli.overwriting import check_folder
 
 if TYPE_CHECKING:
     from grmp_score.weights.folder import Weights
@@ -41,6 +42,8 @@ def command(model: str, filename: str | None, revision: str | None, output: Path
     """
     from grmp_score import weights
 
+    if output is not None:
+        check_folder(output)
     loaded = weights.load(model, filename=filename, revision=revision)
     if filename is None:
         loaded.build()  # what cannot be used is better known now than without a network

@@ -18,6 +18,7 @@ from grmp_score.cli.options import (
     patches_option,
 )
 from grmp_score.cli.output import destination
+from grmp_score.cli.overwriting import check_output
 from grmp_score.cli.progress import progress_bar
 from grmp_score.report.evaluation import FORMATS, write_json, write_table
 
@@ -48,6 +49,7 @@ def command(
     worst: int,
     output_format: str,
     output: Path | None,
+    overwrite: bool,
     seed: int,
     **given: Any,
 ) -> None:
@@ -70,7 +72,9 @@ def command(
 
     Exit status: 0 everything was scored, 1 some images could not be (named on stderr), 2 wrong usage or labels.
     """
+    check_output(output, [labels], overwrite=overwrite)
     known = open_labels(labels, given)
+    check_output(output, known.paths, overwrite=overwrite)
     if by is not None:
         known.column(by)  # a misspelt name is better found before the scoring
     scorer = open_scorer(given)

@@ -96,8 +96,17 @@ speed_options = all_of(
     ),
 )
 
-output_option = click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file, not to the screen."
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Also replace a file that holds no results of grmp-score."
+)
+output_option = all_of(
+    click.option(
+        "-o",
+        "--output",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Write to this file, not to the screen.",
+    ),
+    overwrite_option,
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import click
 
 from grmp_score.cli.options import device_option
+from grmp_score.cli.overwriting import check_folder
 from grmp_score.cli.progress import progress_bar
 from grmp_score.errors import GrmpScoreError, MissingExtraError
 from grmp_score.trainer.pretrain.config import PRESETS, PretrainConfig, Trained, epoch_steps, value_of
@@ -181,6 +182,8 @@ def command(
         raise GrmpScoreError("already holds weights", path=output, hint="Choose another folder")
     if (output / CHECKPOINT).exists() and not resume:
         raise GrmpScoreError("holds a stopped run", path=output, hint="Add --resume, or choose another folder")
+    if not resume and not (output / "prepared").is_dir():
+        check_folder(output)
     items = []
     if tid2013:
         items += sources.tid2013_items(tid2013)

@@ -22,6 +22,7 @@ from grmp_score.cli.options import (
     split_by_option,
 )
 from grmp_score.cli.output import destination
+from grmp_score.cli.overwriting import check_output
 from grmp_score.cli.progress import Progress, progress_bar
 from grmp_score.display import printable
 from grmp_score.errors import MissingExtraError
@@ -139,6 +140,7 @@ def command(
     Exit status: 0 done, 1 a training diverged (named on stderr), 2 wrong usage or labels, 130 interrupted.
     """
     output = output or Path(f"{labels.stem}-protocol.jsonl")
+    check_output(output, [labels], overwrite=True)  # a file that holds no cells is refused where it is read
     known = open_labels(labels, given)
     scorer = open_scorer(given)
     from grmp_score.report.plots import plot_protocol
@@ -159,7 +161,7 @@ def command(
         with destination(None) as stream:
             write_table(stream, outcome.cells, title=title)
         try:
-            plot_protocol(rows_of(outcome.cells), title, output.with_suffix(".png"))
+            plot_protocol(rows_of(outcome.cells), title, output.with_suffix(".protocol.png"))
         except MissingExtraError as error:
             click.echo(f"Note: {error}", err=True)
     if outcome.failures:

@@ -19,9 +19,11 @@ from grmp_score.cli.options import (
     max_pixels_option,
     model_options,
     open_scorer,
+    overwrite_option,
     patches_option,
     speed_options,
 )
+from grmp_score.cli.overwriting import check_output
 from grmp_score.cli.progress import progress_bar
 from grmp_score.images.find import find_images
 
@@ -39,6 +41,7 @@ _OUTSIDE = (
     default="report.html",
     help="The page to write; its folder must exist.",
 )
+@overwrite_option
 @click.option("--title", help="Heading of the page.  [default: the names of PATHS]")
 @click.option(
     "--thumbnail",
@@ -54,7 +57,13 @@ _OUTSIDE = (
 @cache_option
 @speed_options
 def command(
-    paths: tuple[str, ...], output: Path, title: str | None, thumbnail: int, cache: Path | None, **given: Any
+    paths: tuple[str, ...],
+    output: Path,
+    overwrite: bool,
+    title: str | None,
+    thumbnail: int,
+    cache: Path | None,
+    **given: Any,
 ) -> None:
     """Score images and write one web page about them.
 
@@ -72,6 +81,7 @@ def command(
     """
     if not output.absolute().parent.is_dir():
         raise click.UsageError(f"cannot write {output}: no such folder")
+    check_output(output, paths, overwrite=overwrite)
     # A file named twice, or by itself and by its folder, is one image.
     files = list({os.path.abspath(f) if "://" not in f else f: f for f in find_images(paths)}.values())
     if not files:

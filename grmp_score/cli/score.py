@@ -18,6 +18,7 @@ import click
 
 from grmp_score.cli.options import open_scorer
 from grmp_score.cli.output import append_text, destination, results_file
+from grmp_score.cli.overwriting import check_output
 from grmp_score.cli.progress import Progress, progress_bar
 from grmp_score.cli.score_options import EPILOG, STDIN, ScoreCommand, check, score_options
 from grmp_score.display import printable
@@ -68,6 +69,8 @@ def command(**given: Any) -> None:
     """
     options = SimpleNamespace(**given)
     check(options)
+    inputs = [*options.paths, *options.from_file]
+    check_output(options.output, inputs, overwrite=options.overwrite)
     names, earlier = named_images(options.paths, options.from_file), Earlier()
     with contextlib.ExitStack() as stack:
         if options.resume is not None:

@@ -24,6 +24,8 @@ _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _RAW = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"\0MRM", b"FOVb", b"II\x1a\0\0\0HEAPCCDR")
 
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"qoif", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\xff\x0a")
+
 _NOT_READ = (
     (b"%PDF", "a PDF document"),
     (b"PK\x03\x04", "a ZIP archive or an office document"),
@@ -56,6 +58,16 @@ def image_format(header: bytes, name: str | None = None) -> str:
     if suffix in RAW_SUFFIXES and not header.startswith((b"\xff\xd8\xff", b"\x89PNG")):
         return "raw"
     return "tiff" if header.startswith(_TIFF) else "other"
+
+
+def picture_in(header: bytes) -> bool:
+    """Whether a file's first `HEADER_LENGTH` bytes are those of a picture, whatever the file is called."""
+    return (
+        image_format(header) != "other"
+        or header.startswith(_PICTURES)
+        or header[8:12] == b"WEBP"
+        or (header[:2] == b"BM" and not any(header[6:10]))
+    )
 
 
 def describe_non_image(header: bytes) -> str | None:
