@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import grmp_score
-from grmp_score.errors import MissingExtraError
+from grmp_score.errors import DataError, MissingExtraError
 from grmp_score.images.find import find_images, read_list
 
 
@@ -212,6 +212,36 @@ def test_a_list_is_passed_on_as_it_arrives() -> None:
         assert next(names) == "b.png"
         os.close(writer)
         assert list(names) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig", "utf-8"])
+@pytest.mark.parametrize("text", ["imgA.jpg\r\nimgB.jpg\r\n", "below/caf\u00e9 \U0001f600.png\na.jpg", "pictures"])
+def test_lists_in_other_encodings(encoding: str, text: str) -> None:
+    """PowerShell and editors on Windows write UTF-16, with and without a byte order mark."""
+    if encoding.startswith("utf-16-") and not text.isascii():
+        text = "\ufeff" + text
+    data = text.encode(encoding)
+    expected = text.removeprefix("\ufeff").replace("\r", "").split("\n")
+    for stream in (io.BytesIO(data), Slow(data)):
+        assert list(read_list(stream)) == [name for name in expected if name]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\xff\xfea\0\n\0b", "list.txt: not valid UTF-16.*Save the list as UTF-8"),
+        (b"\xff\xfe\x00\xd8a\0", "not valid UTF-16"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(20), "got a picture.*grmp-score list.txt"),
+        (b"PK\x03\x04" + bytes(20), "got a ZIP archive"),
+        (b"a.jpg\n/\n", "names '/', a whole disk.*as an argument"),
+        (b"//\0", "a whole disk"),
+        ("a.jpg\n/\n".encode("utf-16"), "a whole disk"),
+    ],
+)
+def test_what_is_no_list_of_images(data: bytes, message: str) -> None:
+    """Said instead of looking for files named by chance."""
+    with pytest.raises(DataError, match=message):
+        list(read_list(io.BytesIO(data), "list.txt"))
 
 
 # ------------------------------------------------------------------------ addresses

@@ -125,7 +125,7 @@ def named_images(paths: Sequence[str], lists: Sequence[Path]) -> Iterator[str]:
             yield from find_images([path])
     for file in lists:
         with open(file, "rb") as stream:
-            yield from find_images(read_list(stream), patterns=False)
+            yield from find_images(read_list(stream, str(file)), patterns=False)
 
 
 def count_ahead(paths: Sequence[str], lists: Sequence[Path], progress: Progress, *, less: int = 0) -> None:

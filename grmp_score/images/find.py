@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 from collections.abc import Iterable, Iterator
@@ -9,7 +10,8 @@ from itertools import chain
 from pathlib import PurePath
 from typing import BinaryIO
 
-from grmp_score.images.formats import SUFFIXES
+from grmp_score.errors import DataError
+from grmp_score.images.formats import SUFFIXES, describe_non_image, picture_in
 from grmp_score.images.remote import expand_address, is_address
 
 
@@ -48,36 +50,83 @@ def find_images(paths: Iterable[str], *, patterns: bool = True) -> Iterator[str]
             yield path
 
 
-def read_list(stream: BinaryIO) -> Iterator[str]:
+def read_list(stream: BinaryIO, name: str = "standard input") -> Iterator[str]:
     """Names from a list, one by one as they arrive.
 
     Args:
         stream: binary, e.g. standard input.  Names end with a newline (a carriage return before it is dropped,
             as is a byte order mark), or, if the first bytes hold a NUL as ``find -print0`` writes it, with NULs.
+            Text in UTF-16, which PowerShell's ``>`` writes, is known by its byte order mark or by its NULs.
             Empty names are skipped.
+        name: of the list, for messages.
 
     Yields:
         names; bytes that are not valid UTF-8 are kept by ``surrogateescape``.
+
+    Raises:
+        DataError: it holds a picture, an archive or broken UTF-16 and no list; or it names a whole disk, which
+            is hardly ever meant and takes days.
     """
     read = getattr(stream, "read1", stream.read)  # what has arrived is passed on at once
-    rest: bytes = read(1 << 16)
-    rest = rest.removeprefix(b"\xef\xbb\xbf")
+    first: bytes = read(1 << 16)
+    while len(first) < 8 and (more := read(1 << 16)):
+        first += more
+    what = "a picture" if picture_in(first) else describe_non_image(first)
+    if what is not None:
+        raise DataError(
+            f"expected a list of names, got {what}", path=name, hint=f"Score it with: grmp-score {name}"
+        )
+    encoding = _utf_16(first)
+    decoder = codecs.getincrementaldecoder(encoding or "utf-8")()
+
+    def as_bytes(part: bytes) -> bytes:
+        if encoding is None:
+            return part
+        try:
+            return decoder.decode(part, not part).encode()
+        except ValueError as error:
+            raise DataError(f"not valid UTF-16: {error}", path=name, hint="Save the list as UTF-8") from error
+
+    rest = as_bytes(first).removeprefix(codecs.BOM_UTF8)
     end = b"\0" if b"\0" in rest else b"\n"
     while True:
         *names, rest = rest.split(end)
-        for name in names:
-            yield from _decoded(name, end)
+        for found in names:
+            yield from _decoded(found, end, name)
         more = read(1 << 16)
+        rest += as_bytes(more)
         if not more:
-            yield from _decoded(rest, end)
+            yield from _decoded(rest, end, name)
             return
-        rest += more
 
 
-def _decoded(name: bytes, end: bytes) -> Iterator[str]:
+def _utf_16(first: bytes) -> str | None:
+    """The encoding of a list that is not one byte a letter, by its first bytes; None for all others."""
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    # Letters that are in ASCII have one NUL each.
+    even, odd = first[0 : len(first) & ~1 : 2], first[1::2]
+    if len(odd) > 2 and even.isascii() and b"\0" not in even and not any(odd):
+        return "utf-16-le"
+    return "utf-16-be" if len(odd) > 2 and odd.isascii() and b"\0" not in odd and not any(even) else None
+
+
+def _decoded(name: bytes, end: bytes, of: str) -> Iterator[str]:
     name = name.removesuffix(b"\r") if end == b"\n" else name
-    if name:
-        yield name.decode("utf-8", "surrogateescape") if os.name == "nt" else os.fsdecode(name)
+    if not name:
+        return
+    text = name.decode("utf-8", "surrogateescape") if os.name == "nt" else os.fsdecode(name)
+    if (
+        not is_address(text)
+        and os.path.ismount(text)
+        and os.path.dirname(os.path.abspath(text)) == os.path.abspath(text)
+    ):
+        raise DataError(
+            f"names {text!r}, a whole disk",
+            path=of,
+            hint="Name it as an argument if it is meant, or remove the line",
+        )
+    yield text
 
 
 def _images_in(top: str) -> Iterator[str]:
