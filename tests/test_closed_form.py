@@ -273,7 +273,7 @@ def test_gradient_descent_that_is_stopped_goes_on_from_it(
 def test_a_scorer_without_blocks_below_works_too(tiny_weights: Weights, labels: Labels) -> None:
     """The readout of several blocks and that of the last one alone."""
     config = tiny_weights.config
-    assert Scorer(tiny_weights, device="cpu").model.image.feature_blocks == 1
+    assert Scorer(tiny_weights, device="cpu").model.image.feature_blocks is None
     model_cfg = {**config.backbone.model_cfg, "readout_blocks": 2}
     wide = dataclasses.replace(
         config,

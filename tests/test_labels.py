@@ -330,3 +330,43 @@ def test_labels_can_be_made_without_a_file() -> None:
     """Whoever has them in memory needs no CSV."""
     labels = Labels(Path("memory"), (Path("a"), Path("b")), (0, 1), np.array([1.0, 2.0]))
     assert len(labels) == 2 and labels.scale == LabelScale(1, 2)
+
+
+# ------------------------------------------------------------------------- direction
+
+
+def test_kadid10k_is_known_by_its_header(write: Write) -> None:
+    """In its "dmos" 5 is best; images and references are found by its own names."""
+    names = [line.split(",")[0] for line in ROWS.split()]
+    path = write("dist_img,ref_img,dmos,var\n" + "".join(f"{n},r{i},{i},0.5\n" for i, n in enumerate(names)))
+    labels = read_labels(path)
+    assert labels.higher_is_better and labels.direction_given
+    assert labels.references == tuple(f"r{i}" for i in range(len(names)))
+
+
+@pytest.mark.parametrize(("column", "sign"), [("mos", -1), ("dmos", 1)])
+def test_labels_that_go_against_the_model_are_doubted(write: Write, column: str, sign: int) -> None:
+    """The message names best and worst file, the agreement and both ways on; a direction that was said stands."""
+    path = write(f"image,{column}\n{ROWS}")
+    labels = read_labels(path)
+    many = labels.take(list(range(len(labels))) * 10)
+    predicted = sign * many.scores
+    with pytest.raises(DataError) as error:
+        many.check_direction(predicted)
+    best, worst = (many.paths[i].name for i in many.ends)
+    text = str(error.value)
+    assert "SRCC -1.00 on 50 images" in text and "--lower-is-better or --higher-is-better" in text
+    assert text.index(f"the best being {best!r}") < text.index(f"the worst {worst!r}")
+    many.check_direction(-predicted)
+    many.check_direction(np.random.default_rng(0).random(len(many)))
+    for lower in (True, False):
+        said = read_labels(path, lower_is_better=lower)
+        said.take(list(range(len(labels))) * 10).check_direction(predicted)
+
+
+def test_a_few_images_prove_nothing(write: Write) -> None:
+    """Five in the wrong order may be chance, unless all of them are."""
+    labels = read_labels(write(f"image,mos\n{ROWS}"))
+    labels.check_direction([5, 3, 4, 1, 2])
+    with pytest.raises(DataError, match=r"SRCC -1\.00"):
+        labels.check_direction(-labels.scores)

@@ -24,6 +24,7 @@ from grmp_score.cli.options import (
 )
 from grmp_score.cli.output import destination
 from grmp_score.cli.progress import training_progress
+from grmp_score.display import printable
 from grmp_score.errors import ConfigError, DataError, GrmpScoreError, TrainingDivergedError
 from grmp_score.trainer.adapt.config import PRESETS, FewShotConfig
 
@@ -187,6 +188,7 @@ def command(
     if config.train_visual_prompts and not scorer.config.prompts.n_visual:
         raise click.UsageError(f"--train-visual-prompts: {scorer.config.name} has no visual prompts")
     from grmp_score.report.adaptation import write_summary
+    from grmp_score.report.text import direction, ends
     from grmp_score.trainer.data.splits import divide
 
     known, tested = know_versions(known, tested)
@@ -203,6 +205,8 @@ def command(
         sys.exit(130)
     results = weights.config.results
     with destination(None) as stream:
+        unit = printable(known.score_column)
+        stream.write(f"{unit}: {direction(known.higher_is_better)} ({ends(known)})\n\n")
         write_summary(stream, results, unit=known.score_column, span=known.scale.maximum - known.scale.minimum)
         photos = os.path.join(os.path.dirname(known.paths[0]) or ".", "")
         stream.write(f"\nThe new model is in {output}.  Use it with:\n")

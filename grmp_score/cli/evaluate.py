@@ -20,6 +20,7 @@ from grmp_score.cli.options import (
 from grmp_score.cli.output import destination
 from grmp_score.cli.overwriting import check_output
 from grmp_score.cli.progress import progress_bar
+from grmp_score.errors import DataError
 from grmp_score.report.evaluation import FORMATS, write_json, write_table
 
 
@@ -83,6 +84,8 @@ def command(
         from grmp_score.weights.zero_shot import with_prompts
 
         scorer = Scorer(with_prompts(scorer.weights, prompts), scorer.options)
+    import numpy as np
+
     from grmp_score.trainer.evaluation import evaluate
 
     with destination(output) as stream:
@@ -93,6 +96,11 @@ def command(
             write_json(stream, result, known, model=name, patches=scorer.preprocess.patches, seed=seed, by=by)
         else:
             write_table(stream, result, known, model=name, by=by)
+    scored = np.flatnonzero(~np.isnan(result.predictions))
+    try:
+        known.take(scored).check_direction(result.predictions[scored])
+    except DataError as error:
+        click.echo(f"Note: {error}", err=True)
     if result.unscored:
         for image in result.unscored:
             click.echo(f"{known.source}: row {image.row}: {str(image.path)!r}: {image.error}", err=True)

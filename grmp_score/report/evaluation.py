@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from grmp_score.display import printable
 from grmp_score.files import finite_or_none
-from grmp_score.report.text import console_on, direction, interval, number, plain_table, short_names
+from grmp_score.report.text import console_on, direction, ends, interval, number, plain_table, short_names
 
 if TYPE_CHECKING:  # neither is needed to show --help
     from rich.console import Console
@@ -81,7 +81,7 @@ def write_table(stream: IO[str], result: EvaluationResult, labels: Labels, *, mo
     console.print(f"[bold]{escape(model)}[/] against {source}")
     console.print(
         f"{result.overall.n} of {len(labels)} images; {unit} {scale.minimum:g} .. {scale.maximum:g}, "
-        f"{direction(scale.higher_is_better)}\n"
+        f"{direction(scale.higher_is_better)} ({escape(ends(labels))})\n"
     )
     span = scale.maximum - scale.minimum
     _figures(console, result.overall, unit, span)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from grmp_score.trainer.data.labels import Labels
+
 #: The folder of templates, style and script.
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -52,6 +54,12 @@ def interval(ends: Sequence[float | None], span: float | None = None) -> str:
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return "-"
     return f"{low:.2f} .. {high:.2f}" if span is None else f"{number(low, span)} .. {number(high, span)}"
+
+
+def ends(labels: Labels) -> str:
+    """The best and the worst of some labels, by which a person sees whether their direction is right."""
+    best, worst = (f"{printable(labels.paths[i].name)!r} {labels.scores[i]:g}" for i in labels.ends)
+    return f"best {best}, worst {worst}"
 
 
 def direction(higher_is_better: bool) -> str:

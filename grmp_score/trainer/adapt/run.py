@@ -98,7 +98,8 @@ def adapt(
             read then.
 
     Raises:
-        DataError: a training image cannot be read (file and row are named), or there are too few labels.
+        DataError: a training image cannot be read (file and row are named), there are too few labels, or they seem
+            to go the other way (`Labels.check_direction`).
         ConfigError: a setting, or the checkpoint is of another run.
         TrainingDivergedError: the loss became NaN or infinite; fold and step are named.
         GrmpScoreError: there is no room for the activations.
@@ -161,6 +162,7 @@ def adapt(
 
     # 3. Training: on the folds, to choose the number of epochs, then on everything.
     before = mean_p_high(model, kept.features[:, : kept.plain])
+    shots.check_direction(before)
     trainer = Trainer(model, start, kept, config, checkpoint, precision=precision, report=report)
     cross_validation, predictions = None, None
     if folds:

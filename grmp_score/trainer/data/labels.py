@@ -10,17 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from grmp_score.config import LabelScale
 from grmp_score.errors import DataError
 from grmp_score.trainer.data.raters import RATER_COLUMN, read_ratings
 from grmp_score.trainer.data.tables import Table, read_table, shown
+from grmp_score.trainer.metrics import srcc
 
-IMAGE_COLUMNS = ("image", "path", "file", "filename")
+IMAGE_COLUMNS = ("image", "path", "file", "filename", "image_name", "image name", "dist_img")
 SCORE_COLUMNS = ("mos", "score", "rating", "quality", "label", "dmos")
+#: By these the table of KADID-10k is known.
+KADID10K_COLUMNS = {"dist_img", "ref_img", "dmos"}
+#: Correlation with a model below which the direction of the labels is doubted.
+AGAINST = -0.3
 #: Column with the name of the photo that an image is a version of, the first of these that there is.
-REFERENCE_COLUMNS = ("ref", "reference", "group")
+REFERENCE_COLUMNS = ("ref", "reference", "group", "ref_img")
 
 Indices = NDArray[np.int64]
 
@@ -36,6 +41,7 @@ class Labels:
         scores: float64 [n] in the file's own unit; with several raters the mean opinion.
         score_column: name of the column they come from.
         higher_is_better: False for DMOS-like scores.
+        direction_given: whether somebody said so, and not only the name of the column.
         columns: the other columns by name, n cells each; with several raters those that do not differ among the
             rows of one image.
         raters: their names [R]; empty when the file has no such column.
@@ -55,6 +61,7 @@ class Labels:
     raters: tuple[str, ...] = ()
     ratings: NDArray[np.float64] | None = None
     references: tuple[str, ...] = ()
+    direction_given: bool = True
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -78,6 +85,38 @@ class Labels:
             self.raters,
             None if self.ratings is None else self.ratings[positions],
             tuple(self.references[i] for i in positions) if self.references else (),
+            self.direction_given,
+        )
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Positions of the best and of the worst image by these labels."""
+        best = int(self.scores.argmax() if self.higher_is_better else self.scores.argmin())
+        return best, int(self.scores.argmin() if self.higher_is_better else self.scores.argmax())
+
+    def check_direction(self, predicted: ArrayLike) -> None:
+        """Stops where a model that knows good photos from bad ones says the opposite of these labels.
+
+        Grades of which 1 is the best look like scores.  Nothing is said where the direction was given.
+
+        Args:
+            predicted: scores [n] of the images by a model that has not learned from the labels.
+
+        Raises:
+            DataError: the correlation is below `AGAINST`, and below 0 by twice its standard error.
+        """
+        if self.direction_given or not len(self):
+            return
+        agreement = srcc(predicted, self.scores if self.higher_is_better else -self.scores)
+        if not agreement < min(AGAINST, -2 / len(self) ** 0.5):
+            return
+        way = "higher" if self.higher_is_better else "lower"
+        best, worst = (f"{self.paths[i].name!r} ({self.scores[i]:g})" for i in self.ends)
+        raise DataError(
+            f"{shown(self.score_column)} is taken to be {way} for better images, the best being {best} and the "
+            f"worst {worst}; the model says the opposite (SRCC {agreement:.2f} on {len(self)} images)",
+            path=self.source,
+            hint="Say which it is: --lower-is-better or --higher-is-better (lower_is_better=True or False)",
         )
 
     @property
@@ -117,7 +156,8 @@ def read_labels(
         images: folder that relative image paths start from; None for the CSV's.
         image_column: None finds the one of `IMAGE_COLUMNS`, without regard to case.
         score_column: None finds the one of `SCORE_COLUMNS`.
-        lower_is_better: direction of the scores; None: lower is better for a column named dmos only.
+        lower_is_better: direction of the scores; None: lower is better for a column named dmos only, but for
+            KADID-10k's, in which 5 is best.
         reference_column: None finds the one of `REFERENCE_COLUMNS`, if there is one.
         minimum: fewest images to be of use.
 
@@ -153,6 +193,8 @@ def read_labels(
             path=table.path,
             hint=f"Is {shown(column)} the right column (score_column=...)?",
         )
+    kadid10k = {name.casefold() for name in table.header} >= KADID10K_COLUMNS
+    higher = kadid10k or column.casefold() != "dmos"
     columns = {}
     for at, name in enumerate(table.header):
         if name and at not in (image_at, score_at):
@@ -173,11 +215,12 @@ def read_labels(
         rows=tuple(table.rows[group[0]][0] for group in found.values()),
         scores=values,
         score_column=column,
-        higher_is_better=column.casefold() != "dmos" if lower_is_better is None else not lower_is_better,
+        higher_is_better=higher if lower_is_better is None else not lower_is_better,
         columns=columns,
         raters=raters,
         ratings=ratings,
         references=references,
+        direction_given=lower_is_better is not None or kadid10k,
     )
 
 
