@@ -255,6 +255,18 @@ def test_names_and_likeness_count_together(versions: Path, tmp_path: Path) -> No
     assert len(division.drawn) == 30 and division.tested.tolist() == [1] and division.left_out.tolist() == [0]
 
 
+def test_copies_under_other_names_go_together_whatever_the_column_says(versions: Path, tmp_path: Path) -> None:
+    """The same bytes trained on and tested on are no test; no image is decoded for it."""
+    named = read_labels(versions)
+    copy, other = tmp_path / "copy.jpg", tmp_path / "other.jpg"
+    shutil.copy(named.paths[4], copy)
+    other.write_bytes(named.paths[5].read_bytes()[:-1] + b"x")  # as long, but not the same
+    test = Labels(tmp_path / "t.csv", (copy, other), (2, 3), np.array([1.0, 2.0]), references=("new", "other"))
+    known, tested = find_references([named, test], max_pixels=1)
+    assert divide(known, None, 0, tested).left_out.tolist() == [0]
+    assert known.groups is not None and known.groups.tolist() == [i // 3 for i in range(30)]
+
+
 def test_folds_of_shots_keep_versions_together(versions: Path) -> None:
     """As many folds as there are photos at most; one photo alone has none."""
     labels = read_labels(versions)

@@ -178,14 +178,14 @@ def open_labels(file: Path, given: Mapping[str, Any]) -> Labels:
 def know_versions(labels: Labels, test: Labels | None = None) -> tuple[Labels, Labels | None]:
     """Labels, and those to test on, that say which images are versions of one photo.
 
-    Where a file has no column for it all images are looked at, with a progress bar.
+    Where a file has no column for it all images are looked at, with a progress bar; files of the same bytes go
+    together in any case.
     """
     from grmp_score.trainer.data.splits import find_references
 
     parts = [labels] if test is None else [labels, test]
-    if not all(part.references for part in parts):
-        with progress_bar("Comparing", sum(map(len, parts)), unit="images") as progress:
-            parts = find_references(parts, progress=progress)
+    with progress_bar("Comparing", sum(map(len, parts)), unit="images") as progress:
+        parts = find_references(parts, progress=progress)
     return parts[0], None if test is None else parts[1]
 
 

@@ -7,6 +7,7 @@ and bursts.  Who has learned one version knows the others; so all of them stay o
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +21,7 @@ from grmp_score.images.near_duplicates import connected, fingerprint
 from grmp_score.images.read import MAX_PIXELS, read_image
 from grmp_score.pipeline.read_ahead import read_ahead
 from grmp_score.trainer.data.labels import Indices, Labels
+from grmp_score.weights.checksum import sha256_of
 
 #: Where versions are kept together, the least share of the rows to test on.
 TEST_SHARE = 0.2
@@ -185,7 +187,8 @@ def find_references(
     """Takes near duplicates (bursts, edits and copies) for versions of one photo, named by its first image.
 
     Where a part has ``references`` already they count as well: versions that are named and those that look alike go
-    together.  Images that cannot be read are versions of nothing.
+    together.  Where all parts have, no image is looked at, but files of the same bytes still go together.  Images
+    that cannot be read are versions of nothing.
 
     Args:
         parts: labels of one or several files.
@@ -205,18 +208,31 @@ def find_references(
 
     paths = [path for part in parts for path in part.paths]
     named = [name for part in parts for name in part.references or [""] * len(part)]
-    prints = []
-    for one in read_ahead(look, paths, workers):
-        prints.append(one)
-        if progress is not None:
-            progress()
-    readable = [i for i, one in enumerate(prints) if one is not None]
-    first = np.arange(len(paths))
-    alike = connected([one for one in prints if one is not None])
-    first[readable] = [readable[i] for i in alike]
+    first = _first_copies(paths)
+    if not all(part.references for part in parts):
+        prints = []
+        for one in read_ahead(look, paths, workers):
+            prints.append(one)
+            if progress is not None:
+                progress()
+        readable = [i for i, one in enumerate(prints) if one is not None]
+        alike = connected([one for one in prints if one is not None])
+        first[readable] = [readable[i] for i in alike]
     for name in dict.fromkeys(named):
         if name:
             joined = np.unique(first[[i for i, other in enumerate(named) if other == name]])
             first[np.isin(first, joined)] = joined[0]
     names = iter([str(paths[i]) for i in first])
     return [dataclasses.replace(part, references=tuple(islice(names, len(part)))) for part in parts]
+
+
+def _first_copies(paths: Sequence[Path]) -> Indices:
+    """For every file [n] the position of the first one with the same bytes, its own where there is none."""
+    sizes = [path.stat().st_size for path in paths]
+    several = Counter(sizes)
+    known: dict[tuple[int, str], int] = {}
+    first = np.arange(len(paths))
+    for i, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        if several[size] > 1:
+            first[i] = known.setdefault((size, sha256_of(path)), i)
+    return first
