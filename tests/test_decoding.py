@@ -482,6 +482,7 @@ def test_raw_that_is_damaged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
         ("rawpy", "raw", "x.cr3", b"\0\0\0\x18ftypcrx \0\0\0\1crx isom" + bytes(100)),
         ("rawpy", "raw", None, dng()),
         ("tifffile", "tiff", None, tiff(float_of(PHOTO, "f4"))),
+        ("pillow_jxl", "jxl", "x.jpg", b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(60)),
     ],
 )
 def test_missing_extra(
@@ -503,7 +504,9 @@ def test_missing_extra(
         (b"PK\x03\x04" + bytes(60), "ZIP"),
         (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(60), "video"),
         (b"RIFF\x24\0\0\0AVI LIST" + bytes(60), "video"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(60), "JPEG XL"),
+        (b"\xff\xd8\xff\xc4\0\x03\0\xff\xc3\0\x0b\x10" + bytes(60), "lossless JPEG of 16 bits"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n" + bytes(60), "PostScript"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
     ],
 )
 def test_what_a_file_is_instead(data: bytes, words: str) -> None:

@@ -430,11 +430,13 @@ def test_warnings_do_not_leak() -> None:
         warnings.warn("user", stacklevel=1)
 
 
-def test_truncated_files_stay_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another library's wish for half pictures does not reach us, and is left in place."""
+def test_pillow_s_switches_belong_to_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a picture is read others may decode with the switches that they have set."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    data = encoded(make_photo(200, 200), "JPEG")
-    assert refused(data[: len(data) // 2]).reason == "the file is truncated (JPEG)"
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with decoder_settings(), decoder_settings():
-        assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+        assert ImageFile.LOAD_TRUNCATED_IMAGES is True and Image.MAX_IMAGE_PIXELS == 10
+    data = encoded(make_photo(200, 200), "JPEG")
+    assert read_image(data).size == (200, 200)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+    assert refused(data[: len(data) // 2]).reason == "the file is truncated (JPEG)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -50,19 +51,25 @@ def to_rgb(image: Image.Image, background: Colour = (255, 255, 255), *, owned: b
     image.load()
     orientation = exif_orientation(image)  # of a TIFF, Pillow has already undone it now
     profile = image.info.get("icc_profile")
+    alpha = None
     if image.mode.startswith(("I", "F")):
+        alpha = _transparent_grey(image)
         image = _reduce_depth(image)
     elif not owned:
         image = image.copy()
     # From here on, `image` may be changed in place.
-    if image.mode == "La":
-        image = image.convert("LA")  # the only mode that Pillow converts it to
+    if image.mode in ("La", "LA") or (image.mode == "L" and image.has_transparency_data):
+        image = image.convert("LA")
+        alpha, image = image.getchannel("A"), image.getchannel("L")
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
     elif image.mode in ("P", "1"):
         image = image.convert("RGB")
     if isinstance(profile, bytes):
         image = _apply_profile(image, profile)
+    if alpha is not None:
+        image.putalpha(alpha)
+        image = image.convert("RGBA")
     if image.mode == "RGBA":
         image = _lay_over(image, background)
     if image.mode != "RGB":
@@ -70,6 +77,12 @@ def to_rgb(image: Image.Image, background: Colour = (255, 255, 255), *, owned: b
     image = make_upright(image, orientation)
     image.info = {}  # orientation and profile have been applied; nobody shall do it again
     return image
+
+
+def _transparent_grey(image: Image.Image) -> Image.Image | None:
+    """Where a deep grey picture has not the one grey that stands for transparent, as L; None where it has none."""
+    grey = image.info.get("transparency")
+    return Image.fromarray((np.asarray(image) != grey) * np.uint8(255)) if isinstance(grey, int) else None
 
 
 def _reduce_depth(image: Image.Image) -> Image.Image:
@@ -86,7 +99,8 @@ def _reduce_depth(image: Image.Image) -> Image.Image:
         white = 2 ** (bits - signed) - 1 if bits < 32 or values.max() > 65535 else 65535
         reduced = to_8_bit(values, white)
     else:
-        reduced = to_8_bit(values, 65535)
+        bits = max(_numbers(tags.get(_BITS_PER_SAMPLE)), default=16)  # 12 bits come as they are, in 16
+        reduced = to_8_bit(values, 2**bits - 1)
     # Pillow inverts "white is zero" for 8 bits only.
     return ImageOps.invert(reduced) if _WHITE_IS_ZERO in _numbers(tags.get(_PHOTOMETRIC)) else reduced
 
@@ -111,7 +125,7 @@ def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = source.profile.xcolor_space.strip()
-        if space == "RGB" and "sRGB" in (source.profile.profile_description or ""):
+        if space == "RGB" and _is_srgb(profile):
             return image
         if space == "RGB" and image.mode == "L":
             image = image.convert("RGB")
@@ -131,3 +145,14 @@ def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image:
         return image if result is None else result
     except (ImageCms.PyCMSError, ImportError, OSError, ValueError, TypeError):  # ImportError: Pillow without lcms
         return image
+
+
+@lru_cache(maxsize=64)
+def _is_srgb(profile: bytes) -> bool:
+    """Whether an RGB profile leaves colours as they are, to a step of 255; its name is no proof."""
+    levels = np.linspace(0, 255, 9).round().astype(np.uint8)
+    cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)  # 729 colours
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), "RGB", "RGB")
+    converted = ImageCms.applyTransform(Image.fromarray(cube), transform)
+    return converted is not None and bool(np.abs(np.asarray(converted, int) - cube).max() <= 1)

@@ -1,4 +1,4 @@
-"""Process-wide settings of the decoders, set right while a picture is read and put back afterwards."""
+"""What decoders say besides raising an exception: kept from the screen while a picture is read."""
 
 from __future__ import annotations
 
@@ -11,30 +11,26 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from PIL import Image, ImageFile
-
 # Several threads read at the same time: the first one in sets, the last one out puts back.
 _lock = threading.Lock()
 _readers = 0
-_before: tuple[Any, int | None, bool] = (None, None, False)
+_ours: Any = None
 
 
 @contextlib.contextmanager
 def decoder_settings() -> Iterator[None]:
-    """While at least one thread is inside:
+    """While at least one thread is inside, warnings of the decoders are not shown: an odd file is an image or an
+    error, told by return value.  (`warnings.catch_warnings` would do, but it is not safe with threads.)
 
-    * Warnings of the decoders are not shown: an odd file is an image or an error, told by return value.
-      (`warnings.catch_warnings` would do, but it is not safe with threads.)
-    * Pillow's own pixel limit, which applies to the whole process, is off; the caller checks its own.
-    * A truncated file is an error, whatever another library has set.
+    Pillow's switches are left to the process: its limit of pixels is not asked (`decoders` opens files without it),
+    and where ``LOAD_TRUNCATED_IMAGES`` is set, half pictures are read here as everywhere.
     """
-    global _readers, _before
+    global _readers, _ours
     _silence_decoders()
     with _lock:
         if _readers == 0:
             warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif|tifffile)\b")
-            _before = (warnings.filters[0], Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
-            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+            _ours = warnings.filters[0]
         _readers += 1
     try:
         yield
@@ -42,9 +38,8 @@ def decoder_settings() -> Iterator[None]:
         with _lock:
             _readers -= 1
             if _readers == 0:
-                ours, Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _before
                 with contextlib.suppress(ValueError):  # somebody has replaced all filters meanwhile
-                    warnings.filters.remove(ours)  # type: ignore[attr-defined]
+                    warnings.filters.remove(_ours)  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=1)

@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
-from typing import IO, TYPE_CHECKING, Any
+import os
+import struct
+from collections.abc import Callable
+from typing import IO, Any
 
-import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import Image, features
 
-from grmp_score.errors import ImageReadError, ImageTooLargeError, MissingExtraError
-from grmp_score.images.arrays import floats_to_8_bit, to_8_bit
-from grmp_score.images.formats import HEADER_LENGTH, describe_non_image, image_format
-from grmp_score.images.orientation import ORIENTATION
+from grmp_score.errors import ImageReadError, MissingExtraError
+from grmp_score.images.formats import (
+    HEADER_LENGTH,
+    RAW_SUFFIXES,
+    check_size,
+    describe_non_image,
+    hdr_transfer,
+    image_format,
+)
+from grmp_score.images.repairs import ended_jpeg, plain_png
+from grmp_score.images.tiff import (
+    directories,
+    ends_early,
+    is_camera_raw,
+    needs_tifffile,
+    photo_first,
+    read_tiff,
+)
 
-if TYPE_CHECKING:
-    from tifffile import TiffPage
-
-# Tags of TIFF.
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _SUB_IFDS, _DNG_VERSION = 258, 262, 284, 330, 50706
-_STRIPS, _TILES = (273, 279), (324, 325)  # offsets and byte counts
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _COLOUR_FILTER_ARRAY = 0, 1, 2, 32803  # values of _PHOTOMETRIC
-_SEPARATE_PLANES = 2  # value of _PLANAR
+#: Bytes behind the header in which a file says what its colours mean.
+_COLOUR_WITHIN = 1 << 14
+#: Pillow's readers that are tried, by name: pictures of pixels, decoded in this process.  (Others start programs or
+#: only know that a file of their kind is there.)
+_FORMATS = frozenset(
+    {
+        "AVIF",
+        "BLP",
+        "BMP",
+        "CUR",
+        "DCX",
+        "DDS",
+        "DIB",
+        "FITS",
+        "FLI",
+        "FTEX",
+        "GBR",
+        "GIF",
+        "ICNS",
+        "ICO",
+        "IM",
+        "IMT",
+    }
+    | {"JPEG", "JPEG2000", "JXL", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SPIDER"}
+    | {"SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"}
+)
 
 
 def decode(file: IO[bytes], name: str | None, max_pixels: int | None) -> Image.Image:
@@ -49,18 +81,14 @@ def decode(file: IO[bytes], name: str | None, max_pixels: int | None) -> Image.I
         # IndexError, zlib.error ...; to the caller they all mean the same.
         text = " ".join(str(error).split()) or type(error).__name__
         known = f" ({image.format})" if image and image.format else ""
+        if image is not None and image.format == "TIFF" and "decoder error" in text:
+            return read_tiff(file, max_pixels)  # a compression that Pillow's libtiff was built without
         if "truncated" in text.lower() or "end of file" in text.lower() or isinstance(error, EOFError):
+            complete = ended_jpeg(file) if image is not None and image.format == "JPEG" else None
+            if complete is not None:
+                return complete
             raise ImageReadError(f"the file is truncated{known}") from error
         raise ImageReadError(f"cannot decode it{known}: {text}") from error
-
-
-def check_size(size: tuple[int, int], max_pixels: int | None) -> None:
-    """Refuses a picture without pixels, or above the limit."""
-    width, height = size
-    if width < 1 or height < 1:
-        raise ImageReadError(f"the image has no pixels: {width}x{height}")
-    if max_pixels is not None and width * height > max_pixels:
-        raise ImageTooLargeError(width * height, max_pixels)
 
 
 def _open(file: IO[bytes], name: str | None, max_pixels: int | None) -> Image.Image:
@@ -69,30 +97,85 @@ def _open(file: IO[bytes], name: str | None, max_pixels: int | None) -> Image.Im
     file.seek(0)
     if not header:
         raise ImageReadError("the file is empty")
-    kind = image_format(header, name)
+    kind = image_format(header)
+    hdr = hdr_transfer(header if kind == "other" else header + file.read(_COLOUR_WITHIN))
+    file.seek(0)
+    if hdr is not None:
+        raise ImageReadError(
+            f"an HDR picture ({hdr}): its brightness is not that of the sRGB that scores are made of",
+            hint="Export it as a standard (SDR) picture",
+        )
     if kind == "raw":
         return _read_raw(file, max_pixels)
     if kind == "heif":
         return _read_heif(file, max_pixels)
+    if kind == "jxl":
+        return _read_jxl(file, max_pixels)
+    profile = None
     if kind == "tiff":
-        tags = _tiff_tags(file)
-        if _DNG_VERSION in tags or tags.get(_PHOTOMETRIC) == _COLOUR_FILTER_ARRAY:  # RAW under another name
+        found = directories(file)
+        if is_camera_raw(found):
             return _read_raw(file, max_pixels)
-        if tags.get(_PLANAR) == _SEPARATE_PLANES and max(tags.get(_BITS_PER_SAMPLE) or (8,)) > 8:
-            # Pillow 13 mixes up the channels of deep pictures whose colour planes lie one after another.
-            return _read_tiff(file, max_pixels)
-    try:
-        image = Image.open(file)
-    except UnidentifiedImageError as error:
+        file = photo_first(file, found)
+        if needs_tifffile(directories(file)):
+            return read_tiff(file, max_pixels)
+    elif header.startswith(b"\x89PNG"):
+        file, profile = plain_png(file)
+    image = _open_with_pillow(file, max_pixels)
+    if image is None:
         if kind == "tiff":
-            return _read_tiff(file, max_pixels)
+            return read_tiff(file, max_pixels)
+        if os.path.splitext(name or "")[1].lower() in RAW_SUFFIXES:  # of those few that are known by nothing else
+            return _read_raw(file, max_pixels)
         if kind == "avif" and "avif" not in features.get_supported():
-            raise ImageReadError("reading AVIF images needs Pillow 11.3 or newer: pip install -U Pillow") from error
-        what = describe_non_image(header)
+            raise ImageReadError("reading AVIF images needs Pillow 11.3 or newer: pip install -U Pillow")
+        what = describe_non_image(header) or _unreadable_jpeg(file)
         also = f" but {what}" if what else ", or one that is damaged or of an unknown format"
-        raise ImageReadError(f"not an image{also}") from error
-    check_size(image.size, max_pixels)
+        raise ImageReadError(f"not an image{also}")
+    if profile is not None:
+        image.info["icc_profile"] = profile
     return image
+
+
+def _open_with_pillow(file: IO[bytes], max_pixels: int | None) -> Image.Image | None:
+    """By the first of Pillow's readers that knows the file, pixels not yet loaded; None where none does.
+
+    `PIL.Image.open` would do, but its limit of pixels is a setting of the whole process, and ours is the caller's.
+    """
+    for ready in (Image.preinit, Image.init):
+        ready()
+        for name in [name for name in Image.ID if name in _FORMATS]:
+            factory, accept = Image.OPEN[name]
+            file.seek(0)
+            if accept is not None and not _accepts(accept, file.read(16)):
+                continue
+            file.seek(0)
+            try:
+                image: Image.Image = factory(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):  # as `PIL.Image.open` has it: not its kind
+                continue
+            check_size(image.size, max_pixels)
+            return image
+    return None
+
+
+def _unreadable_jpeg(file: IO[bytes]) -> str | None:
+    """In words, a JPEG of a kind that the usual libraries do not read: lossless, or of more than 8 bits."""
+    file.seek(0)
+    data = file.read(1 << 20)
+    at = 2
+    while data.startswith(b"\xff\xd8") and data[at : at + 1] == b"\xff" and at + 5 <= len(data):
+        kind, length, bits = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big"), data[at + 4]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # start of the picture
+            lossless = kind in (0xC3, 0xC7, 0xCB, 0xCF)
+            return f"a {'lossless ' if lossless else ''}JPEG of {bits} bits" if lossless or bits > 8 else None
+        at += 2 + length
+    return None
+
+
+def _accepts(accept: Callable[[bytes], bool | str], prefix: bytes) -> bool:
+    result = accept(prefix)
+    return bool(result) and not isinstance(result, str)  # a string says why not
 
 
 # ------------------------------------------------------------------------- HEIF
@@ -109,6 +192,20 @@ def _read_heif(file: IO[bytes], max_pixels: int | None) -> Image.Image:
     return image
 
 
+# ---------------------------------------------------------------------- JPEG XL
+
+
+def _read_jxl(file: IO[bytes], max_pixels: int | None) -> Image.Image:
+    try:
+        import pillow_jxl  # noqa: F401  (makes itself known to Pillow)
+    except ImportError as error:
+        raise MissingExtraError("reading JPEG XL images", "pillow-jxl-plugin", "jxl") from error
+    image = _open_with_pillow(file, max_pixels)
+    if image is None:
+        raise ImageReadError("cannot decode it (JPEG XL)")
+    return image
+
+
 # ------------------------------------------------------------------- camera RAW
 
 
@@ -118,7 +215,7 @@ def _read_raw(file: Any, max_pixels: int | None) -> Image.Image:
         import rawpy
     except ImportError as error:
         raise MissingExtraError("reading camera RAW images", "rawpy", "raw") from error
-    if _ends_early(file):
+    if ends_early(file):
         raise ImageReadError("the file is truncated (camera RAW)")
     file.seek(0)
     try:
@@ -130,79 +227,3 @@ def _read_raw(file: Any, max_pixels: int | None) -> Image.Image:
     except rawpy.LibRawError as error:
         text = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
         raise ImageReadError(f"cannot decode it (camera RAW): {text}") from error
-
-
-def _ends_early(file: IO[bytes]) -> bool:
-    """Whether a TIFF-like file ends before the pixels that its directories speak of.
-
-    LibRaw finds out too, but writes a line of its own to standard error.
-    """
-    size = file.seek(0, io.SEEK_END)
-    first = _tiff_tags(file)
-    below = first.get(_SUB_IFDS, ())
-    offsets = below if isinstance(below, tuple) else (below,)
-    for directory in (first, *(_tiff_tags(file, offset) for offset in offsets)):
-        for starts, lengths in (_STRIPS, _TILES):
-            parts = zip(directory.get(starts, ()), directory.get(lengths, ()), strict=False)
-            if any(start + length > size for start, length in parts):
-                return True
-    return False
-
-
-# ------------------------------------------------------------------------- TIFF
-
-
-def _tiff_tags(file: IO[bytes], offset: int | None = None) -> Mapping[int, Any]:
-    """The first directory of a TIFF file, or the one at an offset; empty where it cannot be read."""
-    try:
-        file.seek(0)
-        directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
-        file.seek(directory.next if offset is None else offset)
-        directory.load(file)
-        dict(directory)  # decodes the values
-    except Exception:  # damaged; or BigTIFF, whose header is longer
-        return {}
-    return directory
-
-
-def _read_tiff(file: IO[bytes], max_pixels: int | None) -> Image.Image:
-    """What Pillow does not read of TIFF: colour in floating point or 32 bits, doubles, deep separate planes."""
-    try:
-        import tifffile
-    except ImportError as error:
-        raise MissingExtraError("reading this kind of TIFF image", "tifffile", "tiff") from error
-    file.seek(0)
-    try:
-        with tifffile.TiffFile(file) as opened:
-            page = opened.pages.first
-            check_size((page.imagewidth, page.imagelength), max_pixels)
-            return _from_tiff_page(page)
-    except ImageReadError:
-        raise
-    except Exception as error:
-        raise ImageReadError("cannot decode it (TIFF): it is truncated, damaged or of an unknown kind") from error
-
-
-def _from_tiff_page(page: TiffPage) -> Image.Image:
-    values: Any = page.asarray()  # [H, W], [H, W, C] or [C, H, W]
-    if page.axes.startswith("S"):  # colour planes one after another
-        values = np.moveaxis(values, 0, -1)  # [H, W, C]
-    if values.ndim == 3:
-        values = values[..., 0] if values.shape[-1] == 1 else values[..., :4]  # [H, W] or [H, W, C]
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in (3, 4)):
-        raise ImageReadError(f"a TIFF of the shape {list(values.shape)} and axes {page.axes} is no single picture")
-    if page.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
-        raise ImageReadError(f"a TIFF of the colours {page.photometric!s} and type {values.dtype} cannot be read")
-    if values.ndim == 3 and values.shape[-1] == 4 and not page.extrasamples:
-        raise ImageReadError("a TIFF with four colours that are not stated cannot be read")
-    floats = values.dtype.kind == "f"
-    image = floats_to_8_bit(values) if floats else to_8_bit(values, float(np.iinfo(values.dtype).max))
-    if page.photometric == _WHITE_IS_ZERO:
-        image = ImageOps.invert(image)
-    # What `colour` looks at later, where Pillow would have put it.
-    if page.iccprofile:
-        image.info["icc_profile"] = page.iccprofile
-    orientation = page.tags.get(ORIENTATION)
-    if orientation is not None:
-        image.getexif()[ORIENTATION] = orientation.value
-    return image

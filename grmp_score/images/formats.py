@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from grmp_score.errors import ImageReadError, ImageTooLargeError
 
 #: Camera RAW, read through the extra ``[raw]``.
 RAW_SUFFIXES = frozenset(
@@ -14,7 +14,7 @@ RAW_SUFFIXES = frozenset(
 SUFFIXES = RAW_SUFFIXES | {
     *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".j2c", ".j2k", ".jfif", ".jp2"),
     *(".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm"),
-    *(".qoi", ".tga", ".tif", ".tiff", ".webp"),
+    *(".jpg_large", ".jxl", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
 }
 
 #: How many of a file's first bytes the functions below look at.
@@ -24,24 +24,24 @@ _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _RAW = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"\0MRM", b"FOVb", b"II\x1a\0\0\0HEAPCCDR")
 
-_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"qoif", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\xff\x0a")
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"qoif", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 
 _NOT_READ = (
     (b"%PDF", "a PDF document"),
     (b"PK\x03\x04", "a ZIP archive or an office document"),
     (b"\x1aE\xdf\xa3", "a Matroska video"),
-    (b"\xff\x0a", "a JPEG XL image, which is not supported"),
-    (b"\0\0\0\x0cJXL ", "a JPEG XL image, which is not supported"),
+    (b"%!PS", "a PostScript document"),
+    (b"version https://git-lfs", "a Git LFS pointer to an image that was not fetched"),
 )
 
 
-def image_format(header: bytes, name: str | None = None) -> str:
-    """The format of a file: ``"raw"``, ``"heif"``, ``"avif"``, ``"tiff"`` or ``"other"``, which Pillow tells apart.
+def image_format(header: bytes) -> str:
+    """The format of a file: ``"raw"``, ``"heif"``, ``"avif"``, ``"tiff"``, ``"jxl"`` or ``"other"``.
+
+    Those that are "other" Pillow tells apart.  Many RAW formats are "tiff": see `grmp_score.images.tiff`.
 
     Args:
-        header: the first `HEADER_LENGTH` bytes.
-        name: the file's name.  Most RAW formats are TIFF files whose first picture is a thumbnail, so that only
-            the suffix tells them apart; in all other cases the content decides and not the name.
+        header: the first `HEADER_LENGTH` bytes; the file's name does not count.
     """
     if header[4:8] == b"ftyp":  # of HEIF, AVIF, CR3 and videos: main brand, version, further brands
         length = min(len(header), header[3] or 16)
@@ -54,9 +54,8 @@ def image_format(header: bytes, name: str | None = None) -> str:
             return "heif"
     if header.startswith(_RAW) or (header.startswith(_TIFF) and header[8:10] == b"CR"):
         return "raw"
-    suffix = os.path.splitext(name)[1].lower() if name else ""
-    if suffix in RAW_SUFFIXES and not header.startswith((b"\xff\xd8\xff", b"\x89PNG")):
-        return "raw"
+    if header.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "jxl"
     return "tiff" if header.startswith(_TIFF) else "other"
 
 
@@ -68,6 +67,32 @@ def picture_in(header: bytes) -> bool:
         or header[8:12] == b"WEBP"
         or (header[:2] == b"BM" and not any(header[6:10]))
     )
+
+
+def check_size(size: tuple[int, int], max_pixels: int | None) -> None:
+    """Refuses a picture without pixels, or above the limit."""
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageReadError(f"the image has no pixels: {width}x{height}")
+    if max_pixels is not None and width * height > max_pixels:
+        raise ImageTooLargeError(width * height, max_pixels)
+
+
+#: Transfer functions of HDR pictures by their number in ITU-T H.273.
+_HDR = {16: "PQ", 18: "HLG"}
+
+
+def hdr_transfer(begin: bytes) -> str | None:
+    """Name of the HDR transfer function that the beginning of a file states; None for pictures of the usual kind.
+
+    AVIF and HEIF have a box ``colr`` of the kind ``nclx``, PNG has a chunk ``cICP``.  Gain maps, which leave the
+    picture itself as it is, are not meant.
+    """
+    at = begin.find(b"colrnclx")
+    if at >= 0:
+        return _HDR.get(int.from_bytes(begin[at + 10 : at + 12], "big"))
+    at = begin.find(b"cICP") if begin.startswith(b"\x89PNG") else -1
+    return _HDR.get(begin[at + 5]) if 0 <= at < len(begin) - 5 else None
 
 
 def describe_non_image(header: bytes) -> str | None:

@@ -35,7 +35,8 @@ from grmp_score.errors import ImageReadError, MissingExtraError
 from grmp_score.images.arrays import from_array, from_tensor
 from grmp_score.images.colour import parse_colour, to_rgb
 from grmp_score.images.decoder_settings import decoder_settings
-from grmp_score.images.decoders import check_size, decode
+from grmp_score.images.decoders import decode
+from grmp_score.images.formats import check_size
 from grmp_score.images.remote import is_address, read_address
 
 if TYPE_CHECKING:

@@ -113,6 +113,8 @@ def _fsspec(address: str) -> ModuleType:
 
 
 def _no_driver(address: str, error: ImportError) -> MissingExtraError:
+    if "aiohttp" in str(error):
+        return MissingExtraError(f"reading {address}", "aiohttp", "remote")
     # fsspec says which package serves the protocol ("Install s3fs to access S3").
     driver = re.search(r"[Ii]nstall ['\"]?([\w\-]+)", str(error))
     missing = MissingExtraError(f"reading {address}", driver.group(1) if driver else str(error), "remote")
