@@ -26,7 +26,7 @@ from grmp_score.cli.main import COMMANDS, cli
 from grmp_score.config import ModelConfig
 from grmp_score.images.find import find_images
 from grmp_score.pipeline.inference import default_batch_size
-from grmp_score.report.rows import FIELDS
+from grmp_score.report.rows import FIELDS, unicode_text
 from grmp_score.scorer import Scorer
 from grmp_score.trainer.data import sources
 
@@ -203,17 +203,18 @@ def odd_files(tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize("charset", ["utf-8", "ascii", "cp1252"])
 @pytest.mark.parametrize("output_format", ["table", "csv", "jsonl"])
 def test_odd_file_names_are_written(model: str, odd_files: list[str], output_format: str, charset: str) -> None:
-    """Spaces, newlines, emoji, markup and bytes that are no text survive every format and encoding."""
+    """Spaces, newlines, emoji and markup survive every format and encoding; bytes that are no text become codes."""
     result = run("-m", model, "--patches", "1", "-f", output_format, *odd_files, charset=charset)
     assert result.exit_code == 0 and result.stderr == ""
     text = result.stdout_bytes.decode(charset, "surrogateescape")
+    written = [unicode_text(path) for path in odd_files]
     if output_format == "jsonl":
-        assert [json.loads(line)["path"] for line in text.splitlines()] == odd_files
+        assert [json.loads(line)["path"] for line in text.splitlines()] == written
     elif output_format == "csv":
         paths = [r["path"] for r in csv.DictReader(io.StringIO(text, newline=""))]
         assert len(paths) == len(odd_files)
         if charset == "utf-8":
-            assert paths == odd_files
+            assert paths == written
     else:
         lines = text.splitlines()
         assert len(lines) == 1 + len(odd_files) + 1
@@ -230,8 +231,9 @@ def test_odd_file_names_are_written_to_files(
     result = run("-m", model, "--patches", "1", "-f", output_format, "-o", out, *odd_files)
     assert result.exit_code == 0
     if output_format == "csv":
-        text = out.read_text(encoding="utf-8", errors="surrogateescape")
-        assert [r["path"] for r in csv.DictReader(io.StringIO(text, newline=""))] == odd_files
+        text = out.read_text(encoding="utf-8")
+        paths = [r["path"] for r in csv.DictReader(io.StringIO(text, newline=""))]
+        assert paths == [unicode_text(path) for path in odd_files]
 
 
 # ------------------------------------------------------------------- mistakes
@@ -532,11 +534,10 @@ def test_a_typo_as_a_real_process() -> None:
 
 
 def test_scoring_as_a_real_process(model: str, odd_files: list[str], photos: Path, warm: Warm) -> None:
-    """Results only on stdout, names byte by byte, everything else on stderr."""
+    """Results only on stdout, as valid UTF-8, everything else on stderr."""
     result = warm.run(MAIN, "-m", model, "--format", "csv", *odd_files, photos / "gone.png")
     assert result.returncode == 1
     assert result.stderr == b"1 of 7 images could not be scored\n"
-    text = result.stdout.decode("utf-8", "surrogateescape")
-    rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    assert [os.fsencode(r["path"]) for r in rows[:-1]] == [os.fsencode(p) for p in odd_files]
+    rows = list(csv.DictReader(io.StringIO(result.stdout.decode("utf-8"), newline="")))
+    assert [r["path"] for r in rows[:-1]] == [unicode_text(path) for path in odd_files]
     assert np.isfinite([float(r["score"]) for r in rows[:-1]]).all()

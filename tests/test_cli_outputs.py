@@ -96,14 +96,14 @@ def test_paths_only(model: str, photos: Path) -> None:
 
 
 def test_parquet(model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows of JSON lines with types, in groups; broken bytes of names become codes."""
+    """The rows of JSON lines with types, in groups."""
     parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr("grmp_score.report.writers.ROW_GROUP", 2)
     odd = photos / "bad\udcff.png"
     result = run("-m", model, "-o", tmp_path / "o.parquet", photos, odd)
     assert (result.exit_code, result.stdout) == (1, "")
     rows, _ = run_jsonl("-m", model, photos, odd)
-    rows[3]["path"] = str(photos / "bad\\xff.png")
+    assert rows[3]["path"] == str(photos / "bad\\xff.png")
     file = parquet.ParquetFile(tmp_path / "o.parquet")
     assert file.read().to_pylist() == rows and file.metadata.num_row_groups == 2
     assert [str(field.type) for field in file.schema_arrow][:5] == ["string", "double", "double", "double", "int64"]

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from grmp_score.score import FailedScore, Score
 from grmp_score.scorer import Scorer, ScorerOptions
 from grmp_score.weights.folder import Weights
 
-from .conftest import Photo, random_weights
+from .conftest import Photo, make_photo, random_weights
 
 
 @pytest.fixture
@@ -356,3 +357,50 @@ def test_public_names() -> None:
     assert all(getattr(grmp_score, name) is not None for name in grmp_score.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Skorer'"):
         _ = grmp_score.Skorer
+
+
+# ------------------------------------------------------------- the caller's process
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_caller_s_state_of_torch_changes_no_score(model: str, threads: int) -> None:
+    """Autocast, another default type, gradients switched off: the same value, and the state is as it was."""
+    photo, usual = make_photo(60, 50), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        wanted = Scorer.from_pretrained(model).score(photo).value
+        old = Scorer.from_pretrained(model)
+        for dtype in (torch.float64, torch.bfloat16, torch.float32):
+            torch.set_default_dtype(dtype)
+            with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+                assert old.score(photo).value == wanted == Scorer.from_pretrained(model).score(photo).value
+                assert torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
+            assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(usual)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_process_that_forks_after_scoring(model: str) -> None:
+    """Both the scorer that was made before and a new one work in the child, as gunicorn --preload needs it."""
+    code = f"""
+import multiprocessing, torch
+torch.set_num_threads(2)
+from grmp_score import Scorer
+from PIL import Image
+photo = Image.new("RGB", (900, 700), "teal")
+scorer = Scorer.from_pretrained({model!r}, patches=4)
+wanted = scorer.score(photo).value
+
+def score(new):
+    return (Scorer.from_pretrained({model!r}, patches=4) if new else scorer).score(photo).value
+
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    found = pool.map_async(score, [False, True, False, True]).get(60)
+assert found == [wanted] * 4, (found, wanted)
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=90
+    )
+    assert result.returncode == 0, result.stderr

@@ -51,8 +51,13 @@ def patch_probabilities(model: QualityCLIP, patches: Tensor, device: torch.devic
         patches: normalised; B >= 1.
         device: where to compute.
     """
-    parts = parts_of(patches, device)
-    logits = torch.cat(on_all_cores(lambda part: model(part.to(device)).cpu(), parts))  # [B, 2]
+
+    def run(part: Tensor) -> Tensor:
+        with torch.autocast(device.type, enabled=False):  # a score does not depend on where it is asked for
+            logits: Tensor = model(part.to(device)).cpu()
+            return logits
+
+    logits = torch.cat(on_all_cores(run, parts_of(patches, device)))  # [B, 2]
     values: list[float] = p_high(logits.double()).tolist()
     return values
 
@@ -105,5 +110,15 @@ def _one_core_workers(threads: int) -> ThreadPoolExecutor:
     return pool
 
 
+def _after_fork() -> None:
+    """In the child of a process that has computed: its threads, ours and torch's, do not survive a fork.
+
+    What torch would share among threads waits for them for ever, so the child computes on one core.
+    """
+    if _one_core_workers.cache_info().currsize:
+        _one_core_workers.cache_clear()
+        torch.set_num_threads(1)
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_one_core_workers.cache_clear)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_after_fork)

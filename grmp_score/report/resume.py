@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from grmp_score.errors import ResultsError
-from grmp_score.report.rows import FIELDS, WeightsInfo
+from grmp_score.report.rows import FIELDS, WeightsInfo, unicode_text
 from grmp_score.report.writers import DELIMITERS
 
 #: Without these fields it cannot be known what is done, and by which model.
@@ -30,7 +30,7 @@ class Earlier:
         size: bytes up to the end of the last complete row; what follows was torn off when the run was stopped.
         models: checksum of a model that rows are of -> its name.
         patches: numbers of patches per image.
-        done: path -> how many rows it has.
+        done: path as `unicode_text` -> how many rows it has.
     """
 
     fields: tuple[str, ...] | None = None
@@ -66,8 +66,8 @@ class Earlier:
         """The paths that have no row yet; one that is named twice needs two."""
         left = self.done.copy()
         for path in paths:
-            if left[path] > 0:
-                left[path] -= 1
+            if left[unicode_text(path)] > 0:
+                left[unicode_text(path)] -= 1
             else:
                 yield path
 
@@ -79,7 +79,7 @@ class Earlier:
         """
         if record.get("patches"):
             self.patches.add(int(float(record["patches"])))
-        self.done[str(record["path"] or "")] += 1
+        self.done[unicode_text(str(record["path"] or ""))] += 1
         self.models.setdefault(str(record["checksum"] or ""), str(record.get("model") or ""))
         self.rows += 1
         self.failed += bool(record.get("error"))

@@ -97,13 +97,25 @@ def describe_columns() -> str:
 
 
 def row(score: AnyScore, weights: WeightsInfo, fields: Sequence[str] = FIELDS) -> dict[str, Value]:
-    """One score as a flat record with these fields, in this order; numbers keep their full precision."""
+    """One score as a flat record with these fields, in this order; numbers keep their full precision.
+
+    Texts are Unicode: see `unicode_text`.
+    """
     failed = score.error is not None
     columns = {name: COLUMNS[name] for name in fields}
-    return {
+    values = {
         name: None if failed and not column.of_failures else column.value(score, weights)
         for name, column in columns.items()
     }
+    return {name: unicode_text(v) if isinstance(v, str) else v for name, v in values.items()}
+
+
+def unicode_text(text: str) -> str:
+    r"""A name as Unicode: bytes that are no UTF-8 are written as ``\xff``, so that every program reads the row.
+
+    The bytes themselves are in the output of the format ``paths``, and ``content_hash`` tells which file it is.
+    """
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def parse_fields(text: str) -> tuple[str, ...]:

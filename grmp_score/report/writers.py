@@ -84,7 +84,7 @@ class JsonLinesWriter:
 
 
 class PathsWriter:
-    """The paths of what could be scored and nothing else, for other programs."""
+    """The paths of what could be scored and nothing else, byte by byte, for other programs."""
 
     def __init__(self, stream: IO[str], end: str = "\n") -> None:
         self._stream, self._end = stream, end
@@ -99,10 +99,7 @@ class PathsWriter:
 
 
 class ParquetWriter:
-    """An Apache Parquet file, written in groups of `ROW_GROUP` rows.
-
-    Parquet's strings are Unicode: bytes of a path that are no UTF-8 are written as ``\\xff``.
-    """
+    """An Apache Parquet file, written in groups of `ROW_GROUP` rows."""
 
     def __init__(self, file: str | Path, weights: WeightsInfo, fields: Sequence[str] = FIELDS) -> None:
         """Makes the file.
@@ -118,8 +115,7 @@ class ParquetWriter:
         self._weights, self._fields, self._rows = weights, tuple(fields), list[dict[str, Value]]()
 
     def write(self, score: AnyScore) -> None:
-        record = row(score, self._weights, self._fields)
-        self._rows.append({name: _unicode(value) for name, value in record.items()})
+        self._rows.append(row(score, self._weights, self._fields))
         if len(self._rows) >= ROW_GROUP:
             self._flush()
 
@@ -145,9 +141,3 @@ def import_pyarrow() -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingExtraError("the Parquet format", "pyarrow", "parquet") from error
     return pyarrow, pyarrow.parquet
-
-
-def _unicode(value: Value) -> Value:
-    if not isinstance(value, str):
-        return value
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

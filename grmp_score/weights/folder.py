@@ -82,7 +82,7 @@ class Weights:
 
         from grmp_score.model.quality_clip import QualityCLIP
 
-        model = QualityCLIP(self.config)
+        model = QualityCLIP(self.config).float()  # whatever torch's default type is
         expected = model.state_dict()
         state = {f"clip.{name}": tensor for name, tensor in self.backbone_state().items()}
         state.update(self.adapter)
