@@ -63,7 +63,6 @@ def photos_fixture(tmp_path: Path) -> Path:
     (folder / ".trash").mkdir()
     for i, name in enumerate(("b.png", "a.JPG", "below/c.webp", ".hidden.png", ".trash/d.png")):
         make_photo(70 + i, 50, seed=i).save(folder / name)
-    (folder / "notes.txt").write_text("no photo")
     return folder
 
 

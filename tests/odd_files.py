@@ -204,7 +204,6 @@ def make(folder: Path) -> list[OddFile]:
             files[-1] = OddFile("secret.png", "error")
     # Not looked at in a folder:
     (photos / ".hidden.png").write_bytes(png)
-    (photos / "notes.txt").write_text("notes")
     (photos / ".cache").mkdir()
     (photos / ".cache" / "x.png").write_bytes(png)
     return files

@@ -239,6 +239,21 @@ def test_odd_file_names_are_written_to_files(
 # ------------------------------------------------------------------- mistakes
 
 
+def test_what_was_skipped_is_counted(model: str, photos: Path) -> None:
+    """One line on stderr; -v names each, -q says nothing, --exclude takes more out."""
+    (photos / "notes.txt").touch()
+    (photos / "@eaDir").mkdir(exist_ok=True)
+    result = run("-m", model, "-f", "paths", photos)
+    told = "Skipped in folders: 1 excluded by name, 1 not named like an image"
+    assert result.exit_code == 0 and result.stderr == f"{told}; -v lists them\n"
+    verbose = run("-m", model, "-f", "paths", "-v", photos).stderr.splitlines()
+    assert f"skipped (not named like an image): {photos / 'notes.txt'}" in verbose and verbose[-1] == told
+    assert run("-m", model, "-f", "paths", "-q", photos).stderr == ""
+    everything = len(result.stdout.splitlines())
+    fewer = run("-m", model, "-f", "paths", "-q", "--exclude", Path(result.stdout.splitlines()[0]).name, photos)
+    assert len(fewer.stdout.splitlines()) == everything - 1
+
+
 def test_no_images_found(model: str, tmp_path: Path) -> None:
     """A folder without images is wrong usage, and named."""
     (tmp_path / "empty").mkdir()

@@ -494,12 +494,12 @@ def test_the_number_of_images_is_counted_meanwhile(photos: Path, monkeypatch: py
 
     monkeypatch.setattr("grmp_score.cli.score.threading.Thread", Now)
     with progress_bar("Scoring", None, unit="images", quiet=True) as unseen:
-        count_ahead([str(photos)], [], unseen)
+        count_ahead([str(photos)], [], [], unseen)
         assert unseen.total is None  # nobody looks
     with progress_bar("Scoring", None, unit="images") as progress:
-        count_ahead(["-", str(photos)], [], progress)
+        count_ahead(["-", str(photos)], [], [], progress)
         assert progress.total is None
-        count_ahead([str(photos)], [], progress, less=1)
+        count_ahead([str(photos)], [], [], progress, less=1)
         assert progress.total == 2
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import grmp_score
 from grmp_score.errors import DataError, MissingExtraError
-from grmp_score.images.find import find_images, read_list
+from grmp_score.images.find import EXCLUDED, find_images, read_list
 
 
 @pytest.fixture
@@ -169,6 +169,36 @@ def test_the_search_streams(tree: Path) -> None:
     assert next(matches) == "above/x.heic"
     (tree / "set [2024]" / "late.png").touch()
     assert list(matches) == ["below/b.png", "set [2024]/f.png", "set [2024]/late.png"]
+
+
+# -------------------------------------------------------------------------- skipped
+
+
+def test_what_is_not_a_person_s_photo_is_skipped_and_told(tree: Path) -> None:
+    """Thumbnails and waste baskets of drives, backups, excluded names; a folder named itself is looked into."""
+    extra = ("@eaDir/b.png/SYNO.jpg", "#recycle/x.jpg", "__MACOSX/._b.png", "Thumbs.db", "b.png~", "RAW/r.jpg")
+    for name in extra:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    told: dict[str, str] = {}
+    names = [os.path.normpath(n) for n in find_images(["."], exclude=[*EXCLUDED, "RAW"], skipped=told.__setitem__)]
+    assert names == [os.path.normpath(n) for n in ALL]
+    told = {os.path.normpath(name): why for name, why in told.items()}
+    excluded = {"@eaDir", "#recycle", "__MACOSX", "Thumbs.db", "b.png~", "RAW"}
+    assert {name for name, why in told.items() if why == "excluded by name"} == excluded
+    assert {".hidden.png", ".trash"} <= {name for name, why in told.items() if why == "hidden"}
+    assert told["notes.txt"] == told[os.path.join("below", "e.txt")] == "not named like an image"
+    assert found("@eaDir") == ["@eaDir/b.png/SYNO.jpg"]
+
+
+def test_pictures_with_no_suffix_or_with_a_size_behind_it(tmp_path: Path) -> None:
+    """The first bytes tell the former; web sites write the latter."""
+    (tmp_path / "four").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
+    (tmp_path / "letter").write_text("Dear all")
+    for name in ("a.jpg_large", "b.jpeg-orig", "c.png!d", "d.jpg2", "e.xjpg_large", "f.psd"):
+        (tmp_path / name).touch()
+    names = [os.path.basename(name) for name in find_images([str(tmp_path)])]
+    assert names == ["a.jpg_large", "b.jpeg-orig", "c.png!d", "f.psd", "four"]
 
 
 # --------------------------------------------------------------------------- lists

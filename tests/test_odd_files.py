@@ -18,6 +18,7 @@ from grmp_score import weights
 from grmp_score.config import ModelConfig
 from grmp_score.errors import ImageReadError
 from grmp_score.images import read_image
+from grmp_score.report.rows import unicode_text
 from grmp_score.scorer import Scorer
 
 from .conftest import random_weights
@@ -61,11 +62,11 @@ def test_one_run_over_everything(odd: tuple[Path, list[OddFile]], tiny_config: M
     wrong = [f for f in files if f.like == "error"]
     assert ended.returncode == 1
     assert ended.stderr.decode() == f"{len(wrong) + 1} of {len(files) + 1} images could not be scored\n"
-    assert rows.keys() == {str(folder / f.name) for f in files} | {str(folder / "vanished.jpg")}
+    assert rows.keys() == {unicode_text(str(folder / f.name)) for f in files} | {str(folder / "vanished.jpg")}
     scorer = Scorer.from_pretrained(model)
     expected = {kind: scorer.score(image).value for kind, image in variants().items()}
     for file in files:
-        row = rows[str(folder / file.name)]
+        row = rows[unicode_text(str(folder / file.name))]
         if file.like == "error":
             assert row["score"] is None and row["error"] and "\n" not in row["error"], file
         else:

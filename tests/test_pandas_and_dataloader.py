@@ -85,6 +85,33 @@ def test_frames_hold_bytes_arrays_and_nothing(scorer: Scorer, names: list[str]) 
     assert list(empty.columns) == ["image", *COLUMNS] and empty["score"].dtype == np.float64
 
 
+def test_cells_of_lists_and_dictionaries(scorer: Scorer, names: list[str]) -> None:
+    """The rules of arrays hold for nested lists, with an error for every row; Hugging Face's cells are images."""
+    pandas = pytest.importorskip("pandas")
+    photo = np.asarray(make_photo(60, 50))
+    whole = scorer.score(photo).value
+    good = [
+        photo.tolist(),
+        (photo / 255).tolist(),
+        {"bytes": Path(names[0]).read_bytes(), "path": None},
+        {"bytes": None, "path": names[0]},
+        {"path": names[0]},
+    ]
+    bad = [
+        (photo.astype(int) + 100).tolist(),
+        [[1, 2], [3]],
+        [["a", "b"]],
+        [],
+        {"bytes": None, "path": None},
+        {"x": 1},
+    ]
+    scored = score_frame(pandas.DataFrame({"image": [*good, *bad]}), "image", scorer=scorer)
+    assert scored["score"][:2].tolist() == pytest.approx([whole, whole], abs=1e-3)
+    assert set(scored["score"][2:5]) == {scorer.score(names[0]).value}
+    assert scored["score"][5:].isna().all() and scored["error"][5:].notna().all()
+    assert "The values are 100..3" in scored["error"][5]
+
+
 def test_mistakes_about_columns(scorer: Scorer) -> None:
     """A missing column is named with those that are there; nothing is replaced."""
     pandas = pytest.importorskip("pandas")

@@ -96,6 +96,13 @@ speed_options = all_of(
     ),
 )
 
+exclude_option = click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Skip files and folders of such a name inside of folders, besides thumbnails and waste baskets of drives "
+    "(@eaDir, #recycle, Thumbs ...), which always are.  May be given several times.",
+)
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Also replace a file that holds no results of grmp-score."
 )

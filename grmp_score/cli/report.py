@@ -16,6 +16,7 @@ from grmp_score.cli.options import (
     background_option,
     cache_option,
     device_option,
+    exclude_option,
     max_pixels_option,
     model_options,
     open_scorer,
@@ -25,7 +26,7 @@ from grmp_score.cli.options import (
 )
 from grmp_score.cli.overwriting import check_output
 from grmp_score.cli.progress import progress_bar
-from grmp_score.images.find import find_images
+from grmp_score.images.find import EXCLUDED, find_images
 
 _OUTSIDE = (
     "a link that leads out of the folders named; it was not read (name the folder it leads to, if it belongs here)"
@@ -42,6 +43,7 @@ _OUTSIDE = (
     help="The page to write; its folder must exist.",
 )
 @overwrite_option
+@exclude_option
 @click.option("--title", help="Heading of the page.  [default: the names of PATHS]")
 @click.option(
     "--thumbnail",
@@ -60,6 +62,7 @@ def command(
     paths: tuple[str, ...],
     output: Path,
     overwrite: bool,
+    exclude: tuple[str, ...],
     title: str | None,
     thumbnail: int,
     cache: Path | None,
@@ -83,7 +86,12 @@ def command(
         raise click.UsageError(f"cannot write {output}: no such folder")
     check_output(output, paths, overwrite=overwrite)
     # A file named twice, or by itself and by its folder, is one image.
-    files = list({os.path.abspath(f) if "://" not in f else f: f for f in find_images(paths)}.values())
+    files = list(
+        {
+            os.path.abspath(f) if "://" not in f else f: f
+            for f in find_images(paths, exclude=[*EXCLUDED, *exclude])
+        }.values()
+    )
     if not files:
         raise click.UsageError(f"no images found in: {', '.join(paths)}")
 

@@ -7,7 +7,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,7 +23,7 @@ from grmp_score.cli.overwriting import check_output
 from grmp_score.cli.progress import Progress, progress_bar
 from grmp_score.cli.score_options import EPILOG, STDIN, ScoreCommand, check, score_options
 from grmp_score.display import printable
-from grmp_score.images.find import find_images, read_list
+from grmp_score.images.find import EXCLUDED, HIDDEN, find_images, read_list
 from grmp_score.report.resume import Earlier, read_earlier
 from grmp_score.report.rows import FIELDS, WeightsInfo
 from grmp_score.report.table import TableWriter
@@ -71,7 +72,8 @@ def command(**given: Any) -> None:
     check(options)
     inputs = [*options.paths, *options.from_file]
     check_output(options.output, inputs, overwrite=options.overwrite)
-    names, earlier = named_images(options.paths, options.from_file), Earlier()
+    skipped = Skipped(options.verbose)
+    names, earlier = named_images(options.paths, options.from_file, options.exclude, skipped), Earlier()
     with contextlib.ExitStack() as stack:
         if options.resume is not None:
             options.output = stack.enter_context(results_file(options.resume, resume=True))
@@ -84,6 +86,7 @@ def command(**given: Any) -> None:
         count = Count(done=earlier.rows, failed=earlier.failed)
         first = next(names, None)
         if first is None and not earlier.rows:
+            skipped.say()
             places = ", ".join([*options.paths, *map(str, options.from_file)])
             raise click.UsageError(f"no images found in: {places}")
         if first is not None:
@@ -110,32 +113,63 @@ def command(**given: Any) -> None:
                     raise KeyboardInterrupt
             if options.verbose:
                 say_how_long_it_took(time.monotonic() - began, count.done - earlier.rows, scorer, cache)
+    if not options.quiet:
+        skipped.say()
     if count.failed:
         if not options.quiet:
             click.echo(f"{count.failed} of {count.done} images could not be scored", err=True)
         sys.exit(1)
 
 
-def named_images(paths: Sequence[str], lists: Sequence[Path]) -> Iterator[str]:
+class Skipped:
+    """What folders hold and was not taken, by the reason, hidden entries aside; ``listed``: each is named."""
+
+    def __init__(self, listed: bool) -> None:
+        self._listed, self._counts = listed, Counter[str]()
+
+    def __call__(self, path: str, why: str) -> None:
+        if why == HIDDEN:
+            return
+        self._counts[why] += 1
+        if self._listed:
+            click.echo(f"skipped ({why}): {printable(path)}", err=True)
+
+    def say(self) -> None:
+        """One line on stderr, where anything was skipped."""
+        parts = [f"{number:,} {why}" for why, number in sorted(self._counts.items())]
+        if parts:
+            more = "" if self._listed else "; -v lists them"
+            click.echo(f"Skipped in folders: {', '.join(parts)}{more}", err=True)
+
+
+def named_images(
+    paths: Sequence[str],
+    lists: Sequence[Path],
+    exclude: Sequence[str] = (),
+    skipped: Callable[[str, str], None] = lambda path, why: None,
+) -> Iterator[str]:
     """The images behind arguments (``-``: a list on standard input) and in lists, one by one as they are found."""
+    how: dict[str, Any] = {"exclude": [*EXCLUDED, *exclude], "skipped": skipped}
     for path in paths:
         if path == STDIN:
-            yield from find_images(read_list(cast(BinaryIO, sys.stdin.buffer)), patterns=False)
+            yield from find_images(read_list(cast(BinaryIO, sys.stdin.buffer)), patterns=False, **how)
         else:
-            yield from find_images([path])
+            yield from find_images([path], **how)
     for file in lists:
         with open(file, "rb") as stream:
-            yield from find_images(read_list(stream, str(file)), patterns=False)
+            yield from find_images(read_list(stream, str(file)), patterns=False, **how)
 
 
-def count_ahead(paths: Sequence[str], lists: Sequence[Path], progress: Progress, *, less: int = 0) -> None:
+def count_ahead(
+    paths: Sequence[str], lists: Sequence[Path], exclude: Sequence[str], progress: Progress, *, less: int = 0
+) -> None:
     """Counts the images in the background, for a progress display that knows its end.
 
     What can only be read once (standard input, pipes) or is far away (addresses) is not counted, nor is anything
     where nobody would see it.
 
     Args:
-        paths, lists: as for `named_images`.
+        paths, lists, exclude: as for `named_images`.
         progress: its ``total`` is set when the number is known.
         less: images that need no work.
     """
@@ -146,7 +180,7 @@ def count_ahead(paths: Sequence[str], lists: Sequence[Path], progress: Progress,
 
     def count() -> None:
         try:
-            progress.total = max(0, sum(1 for _ in named_images(paths, lists)) - less)
+            progress.total = max(0, sum(1 for _ in named_images(paths, lists, exclude)) - less)
         except Exception:
             return  # the same failure meets the images themselves, and is told there
 
@@ -176,7 +210,7 @@ def counted(scores: Iterable[AnyScore], count: Count, options: SimpleNamespace) 
     """
     named = options.verbose or options.selection.filters or options.output_format == "paths"
     with progress_bar("Scoring", None, unit="images", streaming=options.streaming, quiet=options.quiet) as progress:
-        count_ahead(options.paths, options.from_file, progress, less=count.done)
+        count_ahead(options.paths, options.from_file, options.exclude, progress, less=count.done)
         try:
             for score in scores:
                 count.done += 1

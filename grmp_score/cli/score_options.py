@@ -12,6 +12,7 @@ from grmp_score.cli.options import (
     background_option,
     cache_option,
     device_option,
+    exclude_option,
     max_pixels_option,
     model_options,
     output_option,
@@ -68,6 +69,7 @@ score_options = all_of(
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="Also score what this file lists, one name a line or separated by NULs.  May be given several times.",
     ),
+    exclude_option,
     background_option,
     max_pixels_option,
     click.option(

@@ -78,6 +78,8 @@ def from_array(array: NDArray[Any], *, expected: str = _EXPECTED_ARRAY) -> Image
         return to_8_bit(array, 65535.0)
     if array.dtype.kind != "f":
         whole = "Whole numbers 0..255 are given by array.astype(np.uint8)"
+        if array.dtype.kind in "iu" and (array.min() < 0 or array.max() > 255):
+            whole = f"The values are {array.min()}..{array.max()}; divide them by the value of white"
         raise ImageReadError(f"{expected}, got {array.dtype}", hint=whole if array.dtype.kind in "iu" else None)
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):

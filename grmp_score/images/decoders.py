@@ -200,10 +200,16 @@ def _read_jxl(file: IO[bytes], max_pixels: int | None) -> Image.Image:
         import pillow_jxl  # noqa: F401  (makes itself known to Pillow)
     except ImportError as error:
         raise MissingExtraError("reading JPEG XL images", "pillow-jxl-plugin", "jxl") from error
-    image = _open_with_pillow(file, max_pixels)
-    if image is None:
-        raise ImageReadError("cannot decode it (JPEG XL)")
-    return image
+    try:
+        image = _open_with_pillow(file, max_pixels)
+        if image is not None:
+            image.load()
+            return image
+    except ImageReadError:
+        raise
+    except Exception as error:  # its text speaks to programmers of the library
+        raise ImageReadError("cannot decode it (JPEG XL): it is truncated or damaged") from error
+    raise ImageReadError("cannot decode it (JPEG XL)")
 
 
 # ------------------------------------------------------------------- camera RAW

@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import codecs
+import fnmatch
 import glob
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import PurePath
 from typing import BinaryIO
 
 from grmp_score.errors import DataError
-from grmp_score.images.formats import SUFFIXES, describe_non_image, picture_in
+from grmp_score.images.formats import HEADER_LENGTH, SUFFIXES, describe_non_image, picture_in
 from grmp_score.images.remote import expand_address, is_address
 
+#: Names, as patterns, of what folders hold besides a person's photos: thumbnails and waste baskets of network
+#: drives, of Windows and of archives made on a Mac.
+EXCLUDED = (
+    *("@eaDir", "#recycle", "#snapshot", "@Recycle", "$RECYCLE.BIN", "System Volume Information"),
+    *("__MACOSX", "Thumbs", "Thumbs.db", "*~"),
+)
+#: Called with a file or folder that was not taken from a folder, and why.
+Skipped = Callable[[str, str], None]
 
-def find_images(paths: Iterable[str], *, patterns: bool = True) -> Iterator[str]:
+HIDDEN, _OTHER, _EXCLUDED = "hidden", "not named like an image", "excluded by name"
+
+
+def find_images(
+    paths: Iterable[str],
+    *,
+    patterns: bool = True,
+    exclude: Sequence[str] = EXCLUDED,
+    skipped: Skipped = lambda path, why: None,
+) -> Iterator[str]:
     """Expands folders, patterns and addresses; everything else is passed through as it is.
 
-    * A folder gives its images recursively, sorted by name, files before folders; hidden entries are skipped, and
-      links to folders are not followed, so that a loop of links ends.  Every entry with an image's suffix is
-      passed on, also a broken link or a pipe: what cannot be read becomes an error row of its own.
+    * A folder gives its images recursively, sorted by name, files before folders; hidden entries and those of a
+      name to be excluded are skipped, and links to folders are not followed, so that a loop of links ends.  Every
+      entry with an image's suffix is passed on, also a broken link or a pipe: what cannot be read becomes an error
+      row of its own.  So is a file without a suffix that begins like a picture.
     * ``*``, ``?``, ``[...]`` and ``**`` (any depth) are patterns, as in a shell, unless a file of exactly that name
       exists.  A folder that a pattern without ``**`` matches is expanded as if it were named; ``**`` itself enters
       neither hidden folders nor links to folders.
@@ -33,6 +53,9 @@ def find_images(paths: Iterable[str], *, patterns: bool = True) -> Iterator[str]
     Args:
         paths: names; consumed one by one.
         patterns: False takes ``*``, ``?`` and ``[`` literally, as is right for lists that a program has written.
+        exclude: patterns for the names of files and folders that are not taken from a folder.  A folder that is
+            named itself is looked into, whatever it is called.
+        skipped: called for every entry of a folder that was not taken, with the reason.
 
     Raises:
         MissingExtraError: an address needs a package that is not installed.
@@ -41,11 +64,11 @@ def find_images(paths: Iterable[str], *, patterns: bool = True) -> Iterator[str]
         if is_address(path):
             yield from expand_address(path, SUFFIXES)
         elif os.path.isdir(path):
-            yield from _images_in(path)
+            yield from _images_in(path, exclude, skipped)
         elif patterns and glob.has_magic(path) and not os.path.lexists(path):
             matches = _matches(path)
             for match in chain([next(matches, path)], matches):
-                yield from _images_in(match) if os.path.isdir(match) else [match]
+                yield from _images_in(match, exclude, skipped) if os.path.isdir(match) else [match]
         else:
             yield path
 
@@ -129,21 +152,44 @@ def _decoded(name: bytes, end: bytes, of: str) -> Iterator[str]:
     yield text
 
 
-def _images_in(top: str) -> Iterator[str]:
+def _images_in(top: str, exclude: Sequence[str], skipped: Skipped) -> Iterator[str]:
     """The images in a folder and below."""
     unreadable: list[str] = []
     for folder, below, names in os.walk(top, onerror=lambda error: unreadable.append(error.filename or top)):
         while unreadable:
             yield unreadable.pop(0)  # trying to read it gives the reason
-        below[:] = _visible(below)
-        for name in _visible(names):
-            if os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield os.path.join(folder, name)
+        below[:] = [name for name in sorted(below) if _is_wanted(folder, name, exclude, skipped)]
+        for name in sorted(names):
+            if _is_wanted(folder, name, exclude, skipped):
+                path = os.path.join(folder, name)
+                if _may_be_image(path):
+                    yield path
+                else:
+                    skipped(path, _OTHER)
     yield from unreadable
 
 
-def _visible(names: list[str]) -> list[str]:
-    return sorted(name for name in names if not name.startswith("."))
+def _is_wanted(folder: str, name: str, exclude: Sequence[str], skipped: Skipped) -> bool:
+    hidden = name.startswith(".")
+    if hidden or any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude):
+        skipped(os.path.join(folder, name), HIDDEN if hidden else _EXCLUDED)
+        return False
+    return True
+
+
+def _may_be_image(path: str) -> bool:
+    """By its suffix, or, without one, by its first bytes."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix:
+        # Web sites append a size: .jpg_large, .jpg-orig, .png!d
+        return suffix in SUFFIXES or re.split(r"[^.a-z0-9]", suffix)[0] in SUFFIXES
+    try:
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as file:
+            return picture_in(file.read(HEADER_LENGTH))
+    except OSError:
+        return False
 
 
 def _matches(pattern: str) -> Iterator[str]:

@@ -13,8 +13,8 @@ RAW_SUFFIXES = frozenset(
 #: What is looked for in folders.  Files named one by one are tried whatever they are called.
 SUFFIXES = RAW_SUFFIXES | {
     *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".j2c", ".j2k", ".jfif", ".jp2"),
-    *(".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm"),
-    *(".jpg_large", ".jxl", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
+    *(".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".psd"),
+    *(".jxl", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
 }
 
 #: How many of a file's first bytes the functions below look at.
@@ -24,7 +24,7 @@ _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _RAW = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"\0MRM", b"FOVb", b"II\x1a\0\0\0HEAPCCDR")
 
-_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"qoif", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+_PICTURES = (b"8BPS", b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"qoif", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 
 _NOT_READ = (
     (b"%PDF", "a PDF document"),

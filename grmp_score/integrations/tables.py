@@ -45,7 +45,8 @@ def image_of_cell(value: Any, base: str | None = None) -> tuple[str | None, Imag
     """The name and the image of a cell of a table.
 
     Args:
-        value: whatever `Scorer.score` takes, nested lists of 8-bit numbers, or a null of any kind.
+        value: whatever `Scorer.score` takes; nested lists of whole numbers 0..255 or of floats 0..1; a dictionary
+            with ``bytes`` and ``path``, as data sets of Hugging Face hold images; or a null of any kind.
         base: folder that relative paths start from; None for the current one.
 
     A null becomes empty bytes, which every reader refuses as an empty file.
@@ -53,8 +54,23 @@ def image_of_cell(value: Any, base: str | None = None) -> tuple[str | None, Imag
     if isinstance(value, (str, os.PathLike)):
         name = os.fspath(value)
         return name, name if base is None or "://" in name else os.path.join(base, name)
+    if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
+        data, path = value.get("bytes"), value.get("path")
+        name, source = image_of_cell(path, base) if isinstance(path, str) else (None, b"")
+        return name, source if data is None else data
     if isinstance(value, list):
-        value = np.asarray(value, dtype=np.uint8)
+        value = _array_of(value)
     # NaN and pandas.NA are nulls too; that of pandas is known by its name, since pandas may not be installed.
     missing = value is None or isinstance(value, float) or type(value).__name__ in ("NAType", "NaTType")
     return None, b"" if missing else value
+
+
+def _array_of(values: list[Any]) -> Any:
+    """Nested lists as an array; as they are where they make none, which every reader refuses with the reason."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # of different lengths
+        return values
+    if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
+        return array.astype(np.uint8)
+    return array if array.dtype.kind in "iufb" else values
