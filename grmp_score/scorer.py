@@ -245,9 +245,12 @@ class Scorer:
                 score comes from the cache too.
 
         Raises:
+            ConfigError: one path or the bytes of one image were given.
             CacheError: the cache cannot be used.
             WeightsError: the first image that needs the model shows that the tensors do not make one.
         """
+        if isinstance(images, (str, bytes, os.PathLike)):  # whose letters would be taken for images
+            raise ConfigError("score_many takes several images", hint="Score one with score(...), or give a list")
         preparer = self.preparer(cache=cache, on_image=on_image)
 
         def ahead() -> int:  # the next batch is read while this one is computed

@@ -361,8 +361,11 @@ def test_too_few_labels_are_said(scorer: Scorer, labels: Labels) -> None:
     with pytest.raises(DataError, match="3 training rows are too few for cross-validation"):
         adapt(scorer, labels, dataclasses.replace(FAST, shots=3))
     same = dataclasses.replace(labels, scores=np.full(18, 2.5))
-    with pytest.raises(DataError, match=r"all 12 scores to train on are 2\.5"):
+    with pytest.raises(DataError, match=r"12 of 12 images have the score 2\.5"):
         adapt(scorer, same, PLAIN)
+    ties = dataclasses.replace(labels, scores=np.where(np.arange(18) == 5, 4.0, 2.5))
+    with pytest.raises(DataError, match=r"17 of 18 images have the score 2\.5.*other scores, or use no folds"):
+        adapt(scorer, ties, dataclasses.replace(FAST, shots=None))
 
 
 def test_the_best_epoch_is_the_earliest_of_equals(labels: Labels) -> None:

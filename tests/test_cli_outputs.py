@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -264,6 +265,18 @@ def test_ctrl_c_ends_with_130(
     captured = capsys.readouterr()
     assert [json.loads(line) for line in captured.out.splitlines()] == rows[:1]
     assert captured.err.strip() == "Interrupted"
+
+
+def test_a_full_disk_is_told_with_the_file(model: str, photos: Path, tmp_path: Path) -> None:
+    """Which of several disks is full, the system does not say."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("grmp_score.report.writers.DelimitedWriter.write", full)
+        result = run("-m", model, "-o", tmp_path / "out.csv", photos)
+    assert_usage_error(result, f"No space left on device: '{tmp_path / 'out.csv.partial'}'")
 
 
 def test_ctrl_c_keeps_the_old_file_and_what_is_done(

@@ -168,10 +168,6 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "short row": (f"image,mos,camera\n{ROWS}", "row 2 has 2 cells, expected 3"),
     "empty": ("", "the file is empty"),
     "only spaces": (" \n\n", "the file is empty"),
-    "decimal comma": (
-        "image;mos\na.png;3,5\n" + ROWS.replace(",", ";"),
-        "row 2: the score '3,5' has a decimal comma",
-    ),
     "quoted decimal comma": (f'image,mos\n{ROWS}f.png,"3,5"\n', "row 7: the score '3,5' has a decimal comma"),
     "open quote": (f'image,mos\n{ROWS}"f.png,3\n', "row 7 is not valid CSV: .*quotes"),
     "empty rater": ("image,rater,mos\na.png,,3\n" + "a.png,ann,3\n" * 5, "row 2: the rater is empty"),
@@ -330,6 +326,50 @@ def test_labels_can_be_made_without_a_file() -> None:
     """Whoever has them in memory needs no CSV."""
     labels = Labels(Path("memory"), (Path("a"), Path("b")), (0, 1), np.array([1.0, 2.0]))
     assert len(labels) == 2 and labels.scale == LabelScale(1, 2)
+
+
+# ----------------------------------------------------------------------- spreadsheets
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\nimage;mos\n{}",
+        '"sep=;"\r\nimage;mos\r\n{}',
+        "# made by hand\n#\n\nimage;mos\n{}",
+        "#\nsep=;\nimage;mos\n{}",
+    ],
+)
+def test_lines_above_the_header(write: Write, text: str) -> None:
+    """A separator as spreadsheets write it, and comments; rows keep the numbers that an editor shows."""
+    labels = read_labels(write(text.format(ROWS.replace(",", ";"))))
+    assert labels.scores.tolist() == [1, 2, 3, 4, 5]
+    assert labels.rows[0] == text.split("{")[0].count("\n") + 1
+
+
+def test_decimal_commas_and_percent_where_they_are_certain(write: Write) -> None:
+    """Commas where something else separates cells; the sign of percent where all scores have it."""
+    wanted = [1.5, 2.5, 3.5, 4.5, 5.5]
+    rows = [line.split(",")[0] for line in ROWS.split()]
+    text = "image;mos\n" + "".join(f"{n};{v:g}\n".replace(".5", ",5") for n, v in zip(rows, wanted, strict=True))
+    assert read_labels(write(text)).scores.tolist() == wanted
+    text = "image,mos\n" + "".join(f"{n},{v:g}%\n" for n, v in zip(rows, wanted, strict=True))
+    assert read_labels(write(text)).scores.tolist() == wanted
+    with pytest.raises(DataError, match=r"row 2: the score '1\.5%' is not a number"):
+        read_labels(write(text.replace("5.5%", "5.5")))
+
+
+@pytest.mark.parametrize(("file", "cell"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_in_another_normal_form(write: Write, file: str, cell: str) -> None:
+    """A name typed on one system and a file copied from another are the same letters."""
+    import unicodedata
+
+    path = write(f"image,mos\n{ROWS}")
+    made = path.parent / unicodedata.normalize(file, "caf\u00e9.png")
+    made.touch()
+    name = unicodedata.normalize(cell, "caf\u00e9.png")
+    path = write(f"image,mos\n{ROWS}{name},6\n")
+    assert read_labels(path).paths[-1].samefile(made)
 
 
 # ------------------------------------------------------------------------- direction

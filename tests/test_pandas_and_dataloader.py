@@ -122,6 +122,13 @@ def test_mistakes_about_columns(scorer: Scorer) -> None:
         score_frame(df, "file", scorer=scorer)
 
 
+def test_two_columns_of_one_name(scorer: Scorer) -> None:
+    """Which of them is meant nobody knows."""
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ConfigError, match="several columns 'path'"):
+        score_frame(pandas.DataFrame([["a", "b"]], columns=["path", "path"]), scorer=scorer)
+
+
 def test_without_pandas_there_is_a_hint(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the extra."""
     monkeypatch.setitem(sys.modules, "pandas", None)

@@ -359,6 +359,25 @@ def test_public_names() -> None:
         _ = grmp_score.Skorer
 
 
+# -------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize("images", ["a.jpg", b"bytes", Path("a.jpg")])
+def test_score_many_of_one_image_is_a_mistake(model: str, images: Any) -> None:
+    """Its letters are no images."""
+    with pytest.raises(ConfigError, match="several images"):
+        next(Scorer.from_pretrained(model).score_many(images))
+
+
+def test_a_file_open_as_text_is_named(model: str) -> None:
+    """The reason says how to open it, alone and in a stream."""
+    scorer = Scorer.from_pretrained(model)
+    with pytest.raises(ImageReadError, match="mode 'rb'"):
+        scorer.score(io.StringIO("x"))  # type: ignore[arg-type]
+    (failed,) = scorer.score_many([io.StringIO("x")])  # type: ignore[list-item]
+    assert isinstance(failed, FailedScore) and "mode 'rb'" in failed.error
+
+
 # ------------------------------------------------------------- the caller's process
 
 

@@ -112,3 +112,11 @@ def test_weights_saved_where_they_came_from(tiny_weights: Weights, tmp_path: Pat
     weights.save(tmp_path / "copy")
     weights.build()
     assert {weights.checksum(), load(folder).checksum(), load(tmp_path / "copy").checksum()} == {expected}
+
+
+def test_a_git_lfs_pointer_is_called_by_its_name(tmp_path: Path) -> None:
+    """A clone without Git LFS has these in the place of large files."""
+    path = tmp_path / "adapter.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    with pytest.raises(WeightsError, match=r"a Git LFS pointer.*git lfs pull"):
+        TensorFile(path)

@@ -65,7 +65,9 @@ def results_file(output: Path, *, resume: bool = False) -> Iterator[Path]:
             os.truncate(work, 0)
         try:
             yield work
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = os.fspath(work)  # which of the disks is full
             if not work.stat().st_size:
                 work.unlink()
             elif not resume:

@@ -110,6 +110,8 @@ def image_bytes(source: str | os.PathLike[str] | bytes | IO[bytes]) -> bytes:
         data = file.read()
         if not data:
             raise ImageReadError("the file is empty")
+        if not isinstance(data, bytes):
+            raise ImageReadError("expected a binary file, got text", hint="Open it with mode 'rb'")
         return data
 
 
@@ -153,6 +155,8 @@ def _opened(source: object) -> Iterator[IO[bytes]]:
     elif isinstance(source, (str, os.PathLike)):
         with _open_file(os.fspath(source)) as file:
             yield file
+    elif isinstance(source, io.TextIOBase):
+        raise ImageReadError("expected a binary file, got one that is open as text", hint="Open it with mode 'rb'")
     elif hasattr(source, "read"):
         yield _from_position(source)
     else:

@@ -23,6 +23,8 @@ def check_columns(names: Sequence[object], column: str, prefix: str) -> None:
             f"there is no column {column!r}; there are {', '.join(map(repr, names)) or 'none'}",
             hint="Name the column that holds the images",
         )
+    if list(names).count(column) > 1:
+        raise ConfigError(f"there are several columns {column!r}", hint="Rename all but one of them")
     taken = [f"{prefix}{name}" for name in COLUMNS if f"{prefix}{name}" in names]
     if taken:
         raise ConfigError(

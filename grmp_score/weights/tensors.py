@@ -79,7 +79,16 @@ class TensorFile(Mapping[str, "Tensor"]):
         except FileNotFoundError as error:
             raise WeightsError("the file is missing", path=self.path) from error
         except (SafetensorError, OSError, ValueError) as error:
+            if _is_git_lfs_pointer(self.path):
+                hint = "Fetch the file itself with: git lfs pull"
+                raise WeightsError("a Git LFS pointer and not the weights", path=self.path, hint=hint) from error
             raise WeightsError(f"not a readable safetensors file: {error}", path=self.path) from error
+
+
+def _is_git_lfs_pointer(path: Path) -> bool:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(32).startswith(b"version https://git-lfs")
+    return False
 
 
 def float32_array(tensor: Tensor) -> NDArray[np.float32]:

@@ -31,9 +31,11 @@ class Fold:
         self.number, self.rows, self.held_out = number, rows, held_out
         scores = labels.scores[rows]
         if scores.min() == scores.max():
+            same = int((labels.scores == scores[0]).sum())
             raise DataError(
-                f"all {len(rows)} scores to train on are {scores[0]:g}, expected scores that differ",
+                f"{same} of {len(labels)} images have the score {scores[0]:g}, too many to learn from the others",
                 path=labels.source,
+                hint="Label more images with other scores" + ("" if number is None else ", or use no folds"),
             )
         self.scale = labels.take(rows).scale
         self.targets = self.scale.to_unit(labels.scores).astype(np.float32)

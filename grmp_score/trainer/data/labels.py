@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,7 +174,10 @@ def read_labels(
     reference_at = _reference_column(table, reference_column, (image_at, score_at))
     if len(table.rows) < minimum:
         raise DataError(f"{len(table.rows)} rows of labels, expected at least {minimum}", path=table.path)
-    scores = [_number(cells[score_at], number, table) for number, cells in table.rows]
+    percent = all(cells[score_at].endswith("%") for _, cells in table.rows)  # one scale: the sign says nothing
+    scores = [
+        _number(cells[score_at].removesuffix("%" if percent else ""), number, table) for number, cells in table.rows
+    ]
     keys = _find_images(table, image_at, Path(images) if images is not None else table.path.parent)
     found: dict[object, list[int]] = {}
     for i, (key, _) in enumerate(keys):
@@ -261,6 +266,8 @@ def _number(text: str, row: int, table: Table) -> float:
     """A finite number in plain notation."""
     if not text:
         raise DataError(f"row {row}: the score is empty, expected a number", path=table.path)
+    if table.delimiter != "," and re.fullmatch(r"[-+]?\d+,\d+", text):
+        text = text.replace(",", ".")
     if re.fullmatch(r"[-+]?\d+,\d+", text):
         raise DataError(
             f"row {row}: the score {shown(text)} has a decimal comma, expected a decimal point", path=table.path
@@ -282,10 +289,15 @@ def _find_images(table: Table, at: int, folder: Path) -> list[tuple[object, Path
     for row, cells in table.rows:
         if not cells[at]:
             raise DataError(f"row {row}: the image is empty, expected a path", path=table.path)
-        path = folder / cells[at]
-        try:
-            status = os.stat(path)
-        except (OSError, ValueError):  # ValueError: a path that no file can have
+        # The same letters may be written in two ways, and file systems keep the one that a file was made with.
+        spellings = dict.fromkeys([cells[at], *(unicodedata.normalize(form, cells[at]) for form in ("NFC", "NFD"))])
+        status = None
+        for spelling in spellings:
+            path = folder / spelling
+            with contextlib.suppress(OSError, ValueError):  # ValueError: a path that no file can have
+                status = os.stat(path)
+                break
+        if status is None:
             missing.append((row, cells[at]))
             continue
         if stat.S_ISDIR(status.st_mode):

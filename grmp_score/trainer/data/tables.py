@@ -34,11 +34,13 @@ class Table:
         path: where it was read.
         header: names of the columns, surrounding spaces removed.
         rows: row number and cells, surrounding spaces removed, as many as ``header`` has; empty lines left out.
+        delimiter: what separates the cells.
     """
 
     path: Path
     header: tuple[str, ...]
     rows: tuple[tuple[int, tuple[str, ...]], ...]
+    delimiter: str = ","
 
     def find(self, name: str) -> int | None:
         """Position of the column of this name, without regard to case and surrounding spaces."""
@@ -60,9 +62,9 @@ def read_table(path: str | Path, known: Collection[str]) -> Table:
     """
     path = Path(path)
     known = {name.strip().casefold() for name in known}
-    text = _text(path)
+    text, separator = _without_preamble(_text(path))
     first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = _delimiter(first, known, path)
+    delimiter = separator or _delimiter(first, known, path)
     header: tuple[str, ...] = ()
     rows = []
     # Without strict=True a quote that is never closed would swallow the rest of the file in silence.
@@ -87,7 +89,23 @@ def read_table(path: str | Path, known: Collection[str]) -> Table:
                 rows.append((number, row))
     except csv.Error as error:
         raise DataError(f"row {end + 1} is not valid CSV: {error}", path=path, hint="Check its quotes") from error
-    return Table(path, header, tuple(rows))
+    return Table(path, header, tuple(rows), delimiter)
+
+
+def _without_preamble(text: str) -> tuple[str, str | None]:
+    """Without comments (``#``) before the header and a spreadsheet's line ``sep=;``; and what that line says.
+
+    They become empty lines, so that rows keep their numbers.
+    """
+    lines, separator = text.splitlines(keepends=True), None
+    for i, line in enumerate(lines):
+        content = line.strip().strip('"')
+        if says := re.fullmatch(r"sep=(.?)", content, re.IGNORECASE):
+            separator = says[1] or "\t"  # a tab at the end of a line is stripped
+        elif content and not content.startswith("#"):
+            break
+        lines[i] = "\n"
+    return "".join(lines), separator
 
 
 def _text(path: Path) -> str:
