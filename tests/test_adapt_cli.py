@@ -258,7 +258,11 @@ def test_copies_are_not_tested_on(here: Path) -> None:
     note = next(line for line in result.stderr.splitlines() if line.startswith("Note: test.csv: "))
     assert all(f"'copy{i}.png' (row {i + 2})" in note for i in range(3))
     figures = ModelConfig.from_json(Path("a/config.json").read_text()).results
-    assert figures["n_test"] == 13 - int(note.split()[2]) and figures["measured_on"] == "test"
+    assert figures["n_test"] == 13 - len(figures["left_out"]) and figures["measured_on"] == "test"
+    assert len(figures["left_out"]) == int(note.split()[2])
+    assert {f"copy{i}.png" for i in range(3)} <= set(figures["left_out"])
+    versions = "images that are versions of those trained on were left out"
+    assert f"{len(figures['left_out'])} {versions}" in Path("a/README.md").read_text(encoding="utf-8")
     Path("both.csv").write_text("\n".join([*rows, *copies]) + "\n")
     result = run("--labels", "both.csv", "--shots", "20", "-m", "tiny", *FAST, "-o", "b")
     left = next(line for line in result.stderr.splitlines() if line.startswith("Note: both.csv: "))

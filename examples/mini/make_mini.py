@@ -40,6 +40,14 @@ from grmp_score.config import (
 from grmp_score.images import read_image
 from grmp_score.report.plots import plot_pretraining
 from grmp_score.trainer.adapt.config import Progress
+from grmp_score.trainer.adapt.features import (
+    Activations,
+    CropReader,
+    compute_activations,
+    native_precision,
+    teacher_of,
+)
+from grmp_score.trainer.data.labels import Labels
 from grmp_score.trainer.data.sources import distorted_version, references_items
 from grmp_score.trainer.metrics import plcc, rmse, srcc
 from grmp_score.trainer.pretrain.config import PretrainConfig
@@ -61,7 +69,9 @@ KINDS = {
     "meta-text": {"train": "text"},
     "meta-visual": {"train": "visual"},
 }
-STAGES = ("split", "prepare", "base", "stage-1", "stage-2", "order", "references", "bundle")
+STAGES = ("split", "prepare", "base", "stage-1", "read", "stage-2", "order", "references", "test", "bundle")
+#: Photos whose activations are written, and after a stop read, together.
+PART = 250
 
 
 CONTRASTIVE = ContrastiveConfig()
@@ -139,19 +149,24 @@ class Paths:
 
 def split(paths: Paths, recipe: Recipe) -> None:
     """Divides BIQ2021's training split into ``train.csv`` and ``validation.csv``."""
+    parts = {"validation": slice(recipe.validation), "train": slice(recipe.validation, None)}
+    write_lists(paths, "Train (Images and MOS).csv", parts)
+
+
+def write_lists(paths: Paths, table: str, parts: Mapping[str, slice]) -> None:
+    """Writes lists of labels from parts of one of BIQ2021's tables in random order."""
     folder = paths.biq2021 / "Images"
-    with open(paths.biq2021 / "Train (Images and MOS).csv", newline="", encoding="utf-8") as file:
+    with open(paths.biq2021 / table, newline="", encoding="utf-8") as file:
         rows = [(row[0], row[1]) for row in csv.reader(file)][1:]
     # One file has another spelling of its suffix than its row.
     there = {path.name.casefold(): path for path in folder.iterdir()}
     listed = [(there[name.casefold()], mos) for name, mos in rows]
     order = np.random.default_rng(SEED).permutation(len(listed))
-    parts = {"validation": order[: recipe.validation], "train": order[recipe.validation :]}
     for name, part in parts.items():
         with open(paths.work / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["image", "mos", "subset"])
-            writer.writerows([listed[i][0], listed[i][1], listed[i][0].name[:4]] for i in part)
+            writer.writerows([listed[i][0], listed[i][1], listed[i][0].name[:4]] for i in order[part])
 
 
 def prepare(paths: Paths, recipe: Recipe) -> None:
@@ -249,8 +264,57 @@ def stage_1(paths: Paths, recipe: Recipe) -> None:
         write_json(folder / "report.json", report)
 
 
+def start_of_stage_2(paths: Paths, recipe: Recipe) -> Scorer:
+    """The chosen run of stage 1."""
+    return Scorer(weights.load(str(paths.work / "stage-1" / recipe.chosen)))
+
+
+def read(paths: Paths, recipe: Recipe) -> None:
+    """What the frozen blocks make of every photo of BIQ2021's training split, in files of `PART` photos."""
+    start, config = start_of_stage_2(paths, recipe), recipe.stage_2
+    model = start.weights.build()
+    teacher, _ = teacher_of(start.weights)
+    assert config.crops_per_image is not None
+    reader = CropReader.of(start).with_patches(config.crops_per_image)
+    (paths.work / "activations").mkdir(exist_ok=True)
+    for part in ("train", "validation"):
+        labels = read_labels(paths.work / f"{part}.csv")
+        for begin in range(0, len(labels), PART):
+            target = paths.work / "activations" / f"{part}-{begin:05}.safetensors"
+            if target.exists():
+                continue
+            kept = compute_activations(
+                model,
+                labels.take(range(begin, min(begin + PART, len(labels)))),
+                reader,
+                teacher=teacher,
+                keep_pooled=True,
+                precision=native_precision(start.device),
+            )
+            assert kept.tokens is not None and kept.scenes is not None and kept.pooled is not None
+            tensors = {
+                "tokens": kept.tokens,
+                "features": kept.features,
+                "scenes": kept.scenes,
+                "pooled": kept.pooled,
+            }
+            unfinished = target.with_suffix(".unfinished")
+            save_file(tensors, unfinished)
+            unfinished.rename(target)
+            say(f"read {part} {begin + len(kept.features)}/{len(labels)}")
+
+
+def read_again(paths: Paths, recipe: Recipe) -> Activations:
+    """The result of `read`: training part, then validation part."""
+    files = [f for part in ("train", "validation") for f in sorted(paths.work.glob(f"activations/{part}-*"))]
+    parts = [load_file(file) for file in files]  # mapped, not read
+    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    assert recipe.stage_2.crops_per_image is not None
+    return Activations(**columns, plain=recipe.stage_2.crops_per_image)
+
+
 def stage_2(paths: Paths, recipe: Recipe) -> None:
-    """Fine-tuning on BIQ2021's training part; measured on the validation part."""
+    """Fine-tuning on BIQ2021's training part; calibrated on the validation part."""
     target = paths.work / "stage-2"
     if (target / weights.CONFIG).exists():
         return
@@ -261,27 +325,46 @@ def stage_2(paths: Paths, recipe: Recipe) -> None:
             loss = "" if step.row is None or step.row.loss is None else f", loss {step.row.loss:.4f}"
             say(f"{step.stage} {step.done}/{step.total}{loss}, {time.monotonic() - started:.0f} s")
 
-    labels, test = (read_labels(paths.work / f"{part}.csv") for part in ("train", "validation"))
-    start = Scorer(weights.load(str(paths.work / "stage-1" / recipe.chosen)))
+    train, validation = (read_labels(paths.work / f"{part}.csv") for part in ("train", "validation"))
     work = paths.work / "stage-2-unfinished"
     work.mkdir(exist_ok=True)
-    adapted = adapt(start, labels, recipe.stage_2, test=test, work=work, resume=True, progress=progress)
-    assert adapted.test_predictions is not None
-    tested = adapted.test_predictions
-    with open(paths.work / "validation-scores.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "mos", "subset", "before", "ridge", "after"])
-        columns = (tested.labels.scores, tested.labels.column("subset"), tested.before, tested.ridge, tested.after)
-        writer.writerows(zip((path.name for path in tested.labels.paths), *columns, strict=True))
-    opinion, report = calibrate(tested.after, tested.labels.scores, tested.labels.column("subset"))
-    report["ridge"] = round(srcc(tested.ridge, tested.labels.scores), 4)
-    report["before"] = round(srcc(tested.before, tested.labels.scores), 4)
-    report["seconds"] = round(time.monotonic() - started)
-    say(f"validation: {report}")
-    config = dataclasses.replace(
-        adapted.scorer.config, name="mini", label_scale=None, opinion=opinion, results={"validation": report}
+    start, activations = start_of_stage_2(paths, recipe), read_again(paths, recipe)
+    adapted = adapt(
+        start,
+        train,
+        recipe.stage_2,
+        test=validation,
+        activations=activations,
+        work=work,
+        resume=True,
+        progress=progress,
     )
-    in_float16(dataclasses.replace(adapted.scorer.weights, config=config)).save(target)
+    made = in_float16(adapted.scorer.weights)
+    few = adapted.test_predictions
+    assert few is not None
+    report = {
+        "seconds": round(time.monotonic() - started),
+        "crops": recipe.stage_2.crops_per_image,
+        **{name: round(srcc(getattr(few, name), few.labels.scores), 4) for name in ("before", "ridge", "after")},
+    }
+    say(f"validation, few crops: {report}")
+    scores = measure(Scorer(made), validation, paths.work / "validation-scores.csv")
+    opinion = calibrate(scores, validation.scores)
+    config = dataclasses.replace(made.config, name="mini", label_scale=None, opinion=opinion)
+    results = {"validation": {**figures(scores, validation, opinion), "few_crops": report}}
+    say(f"validation: {results}")
+    dataclasses.replace(made, config=dataclasses.replace(config, results=results)).save(target)
+
+
+def measure(scorer: Scorer, labels: Labels, table: Path) -> np.ndarray:
+    """p(high) [n] of labelled photos as they are scored, also written to a table."""
+    scores = predictions(scorer, labels.paths, table.stem)
+    with open(table, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "mos", "subset", "score"])
+        columns = (labels.scores, labels.column("subset"), scores)
+        writer.writerows(zip((path.name for path in labels.paths), *columns, strict=True))
+    return scores
 
 
 def in_float16(made: Weights) -> Weights:
@@ -295,42 +378,43 @@ def in_float16(made: Weights) -> Weights:
     return dataclasses.replace(rounded, adapter=weights.adapter_of(model, []))
 
 
-def calibrate(
-    predicted: np.ndarray, opinions: np.ndarray, subsets: tuple[str, ...]
-) -> tuple[Opinion, dict[str, Any]]:
+def calibrate(predicted: np.ndarray, opinions: np.ndarray) -> Opinion:
     """What p(high) says about the mean opinion, by a straight line between their logits.
 
     Args:
         predicted: p(high) [n] of photos that were not trained on.
         opinions: their mean opinions [n], 0..1.
-        subsets: which part of the data each is from [n].
 
     Returns:
-        Grades that begin where the expected opinion is halfway between two grades, with the expected error; and
-        figures for the card.
+        Grades that begin where the expected opinion is halfway between two grades, with the expected error.
     """
     slope, constant = calibration_line(predicted, opinions)
     expected = sigmoid(slope * logit(predicted) + constant)
-    errors = np.abs(expected - opinions)
-    within_90 = float(np.quantile(errors, 0.9))
     halfway = [1 - (i + 0.5) / (len(GRADES) - 1) for i in range(len(GRADES) - 1)]
     limits = [round(float(sigmoid((logit(np.array(h)) - constant) / slope)), 3) for h in halfway]
-    opinion = Opinion(
+    return Opinion(
         "30 people per photo (BIQ2021)",
         tuple(zip(GRADES, [*limits, 0.0], strict=True)),
         expected_error=round(rmse(expected, opinions), 4),
-        within_90=round(within_90, 4),
+        within_90=round(float(np.quantile(np.abs(expected - opinions), 0.9)), 4),
     )
-    names = np.array(subsets)
-    report = {
+
+
+def figures(predicted: np.ndarray, labels: Labels, opinion: Opinion) -> dict[str, Any]:
+    """What the card says about predictions [n] for labelled photos: agreement, also within subsets, and grades."""
+    opinions, names = labels.scores, np.array(labels.column("subset"))
+    limits = [limit for _, limit in opinion.grades[:-1]]
+    given = np.searchsorted(np.sort(limits), predicted, side="right")
+    wanted = np.searchsorted(np.arange(1, len(GRADES)) / (len(GRADES) - 1) - 0.125, opinions, side="right")
+    return {
         "n": len(opinions),
         "srcc": round(srcc(predicted, opinions), 4),
         "plcc": round(plcc(predicted, opinions), 4),
         "rmse": round(rmse(predicted, opinions), 4),
-        "srcc_within": {s: round(srcc(predicted[names == s], opinions[names == s]), 4) for s in sorted({*subsets})},
-        "calibration": {"slope": round(slope, 3), "constant": round(constant, 3)},
+        "srcc_within": {s: round(srcc(predicted[names == s], opinions[names == s]), 4) for s in sorted({*names})},
+        "grade_right": round(float(np.mean(given == wanted)), 4),
+        "grade_off_by_one_at_most": round(float(np.mean(np.abs(given - wanted) <= 1)), 4),
     }
-    return opinion, report
 
 
 def calibration_line(predicted: np.ndarray, opinions: np.ndarray) -> tuple[float, float]:
@@ -417,6 +501,21 @@ def references(paths: Paths, recipe: Recipe) -> None:
     write_json(target, percentiles)
 
 
+def test(paths: Paths, recipe: Recipe) -> None:
+    """Agreement on BIQ2021's test split: looked at once, when nothing is left to choose."""
+    target = paths.work / "test.json"
+    if target.exists():
+        return
+    write_lists(paths, "Test (Images and MOS).csv", {"test": slice(None)})
+    labels = read_labels(paths.work / "test.csv")
+    made = weights.load(str(paths.work / "stage-2"))
+    assert made.config.opinion is not None
+    scores = measure(Scorer(made), labels, paths.work / "test-scores.csv")
+    report = figures(scores, labels, made.config.opinion)
+    say(f"test: {report}")
+    write_json(target, report)
+
+
 def bundle(paths: Paths, recipe: Recipe) -> None:
     """Writes the weights folder with its measured numbers and its card."""
     made = weights.load(str(paths.work / "stage-2"))
@@ -424,6 +523,7 @@ def bundle(paths: Paths, recipe: Recipe) -> None:
     scenes = ("scene_accuracy", "majority_rate", "balanced_accuracy", "held_out")
     results = {
         **made.config.results,
+        "test": read_json(paths.work / "test.json"),
         "order": read_json(paths.work / "order.json"),
         "stage_1": {name: read_json(paths.work / "stage-1" / name / "report.json") for name in KINDS},
         "scenes": {k: described[k] for k in scenes},
@@ -480,7 +580,7 @@ def show(what: str) -> Callable[[int, int], None]:
 def run(paths: Paths, recipe: Recipe, stages: tuple[str, ...] = STAGES) -> None:
     """Runs stages in their order."""
     paths.work.mkdir(parents=True, exist_ok=True)
-    functions = (split, prepare, make_base, stage_1, stage_2, order, references, bundle)
+    functions = (split, prepare, make_base, stage_1, read, stage_2, order, references, test, bundle)
     for name, function in zip(STAGES, functions, strict=True):
         if name in stages:
             function(paths, recipe)

@@ -44,7 +44,8 @@ def publishable(results: dict[str, Any], predictions: Predictions | None) -> dic
     from grmp_score.trainer.metrics import Fit, bootstrap_interval, krcc, srcc_rows
 
     unscored = [{**image, "path": printable(image["path"])} for image in results["unscored"]]
-    published = {**results, "unscored": unscored, "gain": None}
+    left_out = [printable(name) for name in results["left_out"]]
+    published = {**results, "unscored": unscored, "left_out": left_out, "gain": None}
     if predictions is None or None in results["after"]["fit"]["parameters"]:  # nothing, or too few rows
         return published
     labels, seed = predictions.labels, results["seed"]

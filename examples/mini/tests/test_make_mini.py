@@ -19,7 +19,8 @@ from random_tower import random_dinov2
 from safetensors.torch import save_file
 from text_tower import ContrastiveConfig
 
-from grmp_score import Scorer, weights
+from grmp_score import Scorer, read_labels, weights
+from grmp_score.config import Opinion
 from grmp_score.trainer.adapt.config import FewShotConfig
 from grmp_score.trainer.pretrain.config import PretrainConfig
 
@@ -72,6 +73,14 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> Paths:
                 folder / "biq" / "Images" / f"{name}.JPG"
             )
             writer.writerow([f"{name}.jpg", f"{i / 23:.4f}", "", ""])
+    # The test split: the same files under other names, so that a row of the wrong table would be missed.
+    with open(folder / "biq" / "Test (Images and MOS).csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["Image Name", "MOS"])
+        for i in range(12):
+            name = f"ss0{1 + i % 3} ({100 + i}).jpg"
+            photo(300 + i).save(folder / "biq" / "Images" / name)
+            writer.writerow([name, f"{i / 11:.4f}"])
     return Paths(
         *(folder / name for name in ("dinov2.safetensors", "pairs/pairs.csv", "references", "biq", "work")),
         target=folder / "bundle",
@@ -85,9 +94,10 @@ def test_from_inputs_to_a_model_that_scores(paths: Paths, monkeypatch: pytest.Mo
     made = weights.load(str(paths.target))
     assert made.config.opinion is not None and [g for g, _ in made.config.opinion.grades] == list(make_mini.GRADES)
     assert made.config.label_scale is None and len(made.config.reference_percentiles["clean"]) == 101
-    assert set(made.config.results) == {"validation", "order", "stage_1", "scenes"}
+    assert set(made.config.results) == {"validation", "test", "order", "stage_1", "scenes"}
     assert set(made.config.results["stage_1"]) == set(make_mini.KINDS)
-    assert made.config.results["validation"]["n"] == 8 and made.config.results["order"]["references"] == 1
+    assert made.config.results["validation"]["n"] == 8 and made.config.results["test"]["n"] == 12
+    assert made.config.results["order"]["references"] == 1
     assert made.card and made.config.training["stage_2"]["labels"] == "train.csv"
     assert 0 <= Scorer(made).score(photo(7)).value <= 1
     with open(paths.work / "train.csv") as train, open(paths.work / "validation.csv") as validation:
@@ -97,7 +107,7 @@ def test_from_inputs_to_a_model_that_scores(paths: Paths, monkeypatch: pytest.Mo
     def unwanted(*_: Any, **__: Any) -> None:
         pytest.fail("trained once more")
 
-    for name in ("train_dual_encoder", "pretrain", "adapt"):
+    for name in ("train_dual_encoder", "pretrain", "compute_activations", "adapt", "measure"):
         monkeypatch.setattr(make_mini, name, unwanted)
     make_mini.run(paths, TINY, make_mini.STAGES[1:-1])
 
@@ -107,11 +117,23 @@ def test_grades_begin_where_the_expected_opinion_is_halfway() -> None:
     rng = np.random.default_rng(0)
     opinions = rng.uniform(0.02, 0.98, 4000)
     timid = make_mini.sigmoid(0.5 * make_mini.logit(opinions) + 0.1)
-    opinion, report = calibrate(timid, opinions, ("a", "b") * 2000)
+    opinion = calibrate(timid, opinions)
     wanted = make_mini.sigmoid(0.5 * make_mini.logit(np.array([0.875, 0.625, 0.375, 0.125])) + 0.1)
     np.testing.assert_allclose([limit for _, limit in opinion.grades[:-1]], wanted, atol=2e-3)
-    assert report["calibration"] == {"slope": 2.0, "constant": -0.2} and opinion.expected_error < 1e-3
-    assert report["srcc"] == 1 and set(report["srcc_within"]) == {"a", "b"}
+    assert opinion.expected_error < 1e-3
+
+
+def test_figures_count_grades(tmp_path: Path) -> None:
+    """A score above a limit has the grade; the opinion's own is the nearest of the five."""
+    (tmp_path / "t.csv").write_text("image,mos,subset\na,0,x\nb,0.3,y\nc,0.8,x\nd,1,y\ne,0.5,x\nf,0.7,y\n")
+    for name in "abcdef":
+        (tmp_path / name).touch()
+    grades = tuple(zip(make_mini.GRADES, (0.9, 0.8, 0.2, 0.1, 0.0), strict=True))
+    opinion = Opinion("people", grades, 0.1, 0.2)
+    predicted = np.array([0.05, 0.15, 0.85, 0.95, 0.5, 0.01])  # the last one is off by three
+    found = make_mini.figures(predicted, read_labels(tmp_path / "t.csv"), opinion)
+    assert found["n"] == 6 and set(found["srcc_within"]) == {"x", "y"}
+    assert found["grade_right"] == found["grade_off_by_one_at_most"] == round(5 / 6, 4)
 
 
 def test_pairs_in_order() -> None:

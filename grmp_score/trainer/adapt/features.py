@@ -233,8 +233,10 @@ class Activations:
     pooled: Tensor | None = None
 
     def take(self, rows: NDArray[np.int64]) -> Activations:
-        """Those of some images, in this order."""
-        index = torch.from_numpy(rows)
+        """Those of some images, in this order; consecutive ones are not copied."""
+        index: Tensor | slice = torch.from_numpy(rows)
+        if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+            index = slice(int(rows[0]), int(rows[0]) + len(rows))
 
         def some(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[index]

@@ -55,6 +55,7 @@ class Adapted:
             phase at each look, and in ``looked_at`` after how many epochs these were; None without folds),
             ``chosen`` (epochs by phase: ``head``, ``text``, ``all``), ``qgr`` (of `qgr_figures`; None without QGR),
             ``n_test``, ``shots``, ``seed``, ``unscored`` (unreadable test images: file name, row, error),
+            ``left_out`` (file names of images not tested on, since they are versions of what was trained on),
             ``precision`` (of the training; ``measured_in`` of the figures, with ``checked`` the largest
             difference from float32 that was seen in p(high)).
         history: one row per training step and per look at held-out rows, in the order they were taken.
@@ -116,6 +117,7 @@ def adapt(
     drawn, tested = division.drawn, division.tested
     enough = len(tested) >= MIN_ROWS or (test is not None and not len(division.left_out))
     rest = tested if test is None else tested + len(labels)  # positions in the activations
+    left_out = [path.name for path in (labels if test is None else test).take(division.left_out).paths]
     test = (labels if test is None else test).take(tested) if enough else None
     shots = labels.take(drawn)
     folds, everything = make_folds(shots, config.folds, config.seed), all_rows(shots)
@@ -174,7 +176,7 @@ def adapt(
 
     # 4. Figures, on the test part if there is one: it is read now, when everything is fixed.
     results: dict[str, Any] = {"measured_on": None if predictions is None else "cross-validation", "n_test": 0}
-    results |= {"unscored": [], "measured_in": precision, "checked": None}
+    results |= {"unscored": [], "left_out": left_out, "measured_in": precision, "checked": None}
     if test is not None:
         contenders = Contenders(scorer.model, model, fit_ridge(kept.mean_features, everything.targets))
         if activations is None:
