@@ -14,7 +14,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dinov2 import convert_dinov2
 from photos import PhotoFeatures
 from safetensors.torch import load_file, save_file
 from text_tower import TEXT_CFG, ContrastiveConfig, train_dual_encoder
+from torch import Tensor
 
 from grmp_score import FailedScore, FewShotConfig, Scorer, adapt, pretrain, read_labels, weights
 from grmp_score.config import (
@@ -38,15 +39,20 @@ from grmp_score.config import (
     PromptConfig,
 )
 from grmp_score.images import read_image
+from grmp_score.model.quality_clip import QualityCLIP
+from grmp_score.pipeline.inference import on_all_cores
 from grmp_score.report.plots import plot_pretraining
 from grmp_score.trainer.adapt.config import Progress
 from grmp_score.trainer.adapt.features import (
     Activations,
     CropReader,
     compute_activations,
+    computing,
     native_precision,
     teacher_of,
 )
+from grmp_score.trainer.adapt.measure import mean_p_high
+from grmp_score.trainer.adapt.parameters import set_values
 from grmp_score.trainer.data.labels import Labels
 from grmp_score.trainer.data.sources import distorted_version, references_items
 from grmp_score.trainer.metrics import plcc, rmse, srcc
@@ -69,7 +75,7 @@ KINDS = {
     "meta-text": {"train": "text"},
     "meta-visual": {"train": "visual"},
 }
-STAGES = ("split", "prepare", "base", "stage-1", "read", "stage-2", "order", "references", "test", "bundle")
+STAGES = ("split", "prepare", "base", "stage-1", "read", "tune", "stage-2", "order", "test", "bundle")
 #: Photos whose activations are written, and after a stop read, together.
 PART = 250
 
@@ -89,14 +95,13 @@ STAGE_1 = PretrainConfig(precision="bfloat16", epochs=4, seed=SEED)
 STAGE_2 = FewShotConfig(
     train="blocks",
     optimizer="adamw",
-    lr=5e-5,
+    qgr_lambda=0.0,
     epochs=3,
     crops_per_image=4,
     crops_per_step=1,
     crops_per_epoch=4,
     token_share=0.25,
     folds=0,
-    seed=SEED,
 )
 
 
@@ -114,7 +119,10 @@ class Recipe:
         preprocess: three quarters of the patches at full size, one of the whole image.
         stage_1: settings that all runs of stage 1 share.
         chosen: the run of stage 1 that stage 2 starts from.
-        stage_2: settings.
+        stage_2: settings that all runs of stage 2 share.
+        runs: settings of each; the mean of their weights is taken (model soup, arXiv 2203.05482).
+        shares: how far to go from the closed form to that mean (WiSE-FT, arXiv 2109.01903); the best on the
+            validation photos is taken.
         validation: photos of BIQ2021's training split that choose, and measure, and are not trained on.
         held_out: share of the references that no training sees.
         ordered: references, of those held out, whose versions all are looked at.
@@ -129,6 +137,8 @@ class Recipe:
     stage_1: PretrainConfig = STAGE_1
     chosen: str = "meta-text"
     stage_2: FewShotConfig = STAGE_2
+    runs: tuple[Mapping[str, Any], ...] = ({"seed": 0, "lr": 5e-5}, {"seed": 1, "lr": 1e-4})
+    shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     validation: int = 1000
     held_out: float = 0.2
     ordered: int = 10
@@ -313,47 +323,88 @@ def read_again(paths: Paths, recipe: Recipe) -> Activations:
     return Activations(**columns, plain=recipe.stage_2.crops_per_image)
 
 
+def tune(paths: Paths, recipe: Recipe) -> None:
+    """The runs of stage 2 on BIQ2021's training part."""
+    train = read_labels(paths.work / "train.csv")
+    for number, changes in enumerate(recipe.runs):
+        target = paths.work / "tune" / str(number)
+        if (target / weights.CONFIG).exists():
+            continue
+        started = time.monotonic()
+
+        def progress(step: Progress, number: int = number, started: float = started) -> None:
+            if step.row is not None and step.row.loss is not None and step.done % max(1, step.total // 100) == 0:
+                seconds = time.monotonic() - started
+                say(f"run {number} step {step.done}/{step.total}, loss {step.row.loss:.4f}, {seconds:.0f} s")
+
+        adapted = adapt(
+            start_of_stage_2(paths, recipe),
+            train,
+            dataclasses.replace(recipe.stage_2, **changes),
+            activations=read_again(paths, recipe).take(np.arange(len(train))),
+            work=paths.work / "tune" / f"{number}-unfinished",
+            resume=True,
+            progress=progress,
+        )
+        adapted.scorer.weights.save(target)
+
+
 def stage_2(paths: Paths, recipe: Recipe) -> None:
-    """Fine-tuning on BIQ2021's training part; calibrated on the validation part."""
+    """The mean of the closed form and of the runs that is best on the validation photos, in float16, calibrated."""
     target = paths.work / "stage-2"
     if (target / weights.CONFIG).exists():
         return
-    started = time.monotonic()
-
-    def progress(step: Progress) -> None:
-        if step.done % max(1, step.total // 100) == 0:
-            loss = "" if step.row is None or step.row.loss is None else f", loss {step.row.loss:.4f}"
-            say(f"{step.stage} {step.done}/{step.total}{loss}, {time.monotonic() - started:.0f} s")
-
     train, validation = (read_labels(paths.work / f"{part}.csv") for part in ("train", "validation"))
-    work = paths.work / "stage-2-unfinished"
-    work.mkdir(exist_ok=True)
-    start, activations = start_of_stage_2(paths, recipe), read_again(paths, recipe)
-    adapted = adapt(
-        start,
+    kept = read_again(paths, recipe)
+    held_out = kept.take(np.arange(len(train), len(kept.features)))
+    closed = adapt(
+        start_of_stage_2(paths, recipe),
         train,
-        recipe.stage_2,
-        test=validation,
-        activations=activations,
-        work=work,
-        resume=True,
-        progress=progress,
-    )
-    made = in_float16(adapted.scorer.weights)
-    few = adapted.test_predictions
-    assert few is not None
-    report = {
-        "seconds": round(time.monotonic() - started),
-        "crops": recipe.stage_2.crops_per_image,
-        **{name: round(srcc(getattr(few, name), few.labels.scores), 4) for name in ("before", "ridge", "after")},
-    }
-    say(f"validation, few crops: {report}")
+        dataclasses.replace(recipe.stage_2, train="head", epochs=0),
+        activations=kept.take(np.arange(len(train))),
+    ).scorer.weights
+    tuned = [weights.load(str(paths.work / "tune" / str(number))) for number in range(len(recipe.runs))]
+    ends = [dict(made.build().named_parameters()) for made in (closed, *tuned)]
+    model = closed.build().requires_grad_(False)
+
+    def mixed(shares: Sequence[float]) -> float:
+        set_values(model, {k: sum(a * end[k] for a, end in zip(shares, ends, strict=True)) for k in ends[0]})
+        return srcc(few_crops(model, held_out), validation.scores)
+
+    n = len(tuned)
+    alone = [round(mixed([float(i == number) for i in range(1 + n)]), 4) for number in range(1, 1 + n)]
+    along = [round(mixed([1 - share, *[share / n] * n]), 4) for share in recipe.shares]
+    say(f"SRCC on the validation photos: runs {alone}, shares {dict(zip(recipe.shares, along, strict=True))}")
+    best = recipe.shares[int(np.argmax(along))]
+    mixed([1 - best, *[best / n] * n])
+    made = in_float16(tuned[0], model)
     scores = measure(Scorer(made), validation, paths.work / "validation-scores.csv")
     opinion = calibrate(scores, validation.scores)
-    config = dataclasses.replace(made.config, name="mini", label_scale=None, opinion=opinion)
-    results = {"validation": {**figures(scores, validation, opinion), "few_crops": report}}
+    results = {
+        "validation": {
+            **figures(scores, validation, opinion),
+            "few_crops": {"runs": alone, "shares": list(recipe.shares), "along": along},
+        }
+    }
     say(f"validation: {results}")
-    dataclasses.replace(made, config=dataclasses.replace(config, results=results)).save(target)
+    described = {**made.config.training, "runs": list(recipe.runs), "share": best}
+    config = dataclasses.replace(
+        made.config, name="mini", label_scale=None, opinion=opinion, results=results, training=described
+    )
+    dataclasses.replace(made, config=config).save(target)
+
+
+@torch.no_grad()
+def few_crops(model: QualityCLIP, kept: Activations) -> np.ndarray:
+    """p(high) [n] of photos from the crops that were read for training."""
+    assert kept.tokens is not None
+    device = model.text_features.device
+
+    def head(tokens: Tensor) -> Tensor:
+        with computing(device, native_precision(device)):
+            return model.image.head(tokens.float()).float()
+
+    return mean_p_high(model, torch.stack(on_all_cores(head, list(kept.tokens))), model.encode_quality())
 
 
 def measure(scorer: Scorer, labels: Labels, table: Path) -> np.ndarray:
@@ -367,15 +418,14 @@ def measure(scorer: Scorer, labels: Labels, table: Path) -> np.ndarray:
     return scores
 
 
-def in_float16(made: Weights) -> Weights:
-    """The same weights as they are bundled: tuned blocks in the place of the original ones, in float16."""
-    backbone = {name.removeprefix("clip."): v for name, v in made.adapter.items() if name.startswith("clip.")}
-    backbone = {k: v.to(torch.float16).contiguous() for k, v in {**made.backbone_state(), **backbone}.items()}
-    small = {name: v for name, v in made.adapter.items() if not name.startswith("clip.")}
-    rounded = dataclasses.replace(made, adapter=small, backbone=backbone)
-    model = rounded.build()
-    model.refresh_text()
-    return dataclasses.replace(rounded, adapter=weights.adapter_of(model, []))
+def in_float16(made: Weights, model: QualityCLIP) -> Weights:
+    """A model as it is bundled: tuned blocks in the place of the original ones, in float16."""
+    state = model.clip.state_dict()
+    backbone = {name: state[name].to(torch.float16).contiguous() for name in made.backbone_state()}
+    small = {name: v for name, v in model.state_dict().items() if not name.startswith("clip.")}
+    rounded = dataclasses.replace(made, adapter=small, backbone=backbone).build()
+    rounded.refresh_text()
+    return dataclasses.replace(made, adapter=weights.adapter_of(rounded, []), backbone=backbone)
 
 
 def calibrate(predicted: np.ndarray, opinions: np.ndarray) -> Opinion:
@@ -439,22 +489,37 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def order(paths: Paths, recipe: Recipe) -> None:
-    """Whether the versions of a photo are in the right order: by type of distortion, whole images as scored."""
+    """Whether the versions of a photo are in the right order, by type of distortion; percentiles of their scores.
+
+    The versions are scored as any image, whole.  Photos held out from stage 1: of some of them all versions, of the
+    others the clean one.
+    """
     target = paths.work / "order.json"
     if target.exists():
         return
-    crops = load_crops(paths.work / "prepared")
-    references = held_out_references(crops, recipe)[1][: recipe.ordered]
-    values: dict[tuple[str, str, int], float] = {}
-    items = [i for i in references_items(paths.references) if i.full_reference in references]
+    held_out = held_out_references(load_crops(paths.work / "prepared"), recipe)[1]
+    ordered = set(held_out[: recipe.ordered])
+    items = [
+        item
+        for item in references_items(paths.references)
+        if item.full_reference in ordered or (item.full_reference in held_out and not item.level)
+    ]
     images = (distorted_version(np.asarray(read_image(item.path)), item) for item in items)
     scorer = Scorer(weights.load(str(paths.work / "stage-2")), workers=1)
-    for item, score in zip(items, scorer.score_many(images), strict=True):
-        if isinstance(score, FailedScore):
-            raise RuntimeError(score.error)
-        values[item.full_reference, item.task, item.level] = score.value
-        show("order")(len(values), len(items))
-    write_json(target, {"references": len(references), **share_in_order(values)})
+    scores = predictions(scorer, images, "order", len(items))
+    values = {
+        (item.full_reference, item.task, item.level): float(score)
+        for item, score in zip(items, scores, strict=True)
+    }
+    found = share_in_order({key: value for key, value in values.items() if key[0] in ordered})
+    percentiles = {
+        name: [
+            round(float(v), 4)
+            for v in np.percentile([v for (_, _, at), v in values.items() if at == level], range(101))
+        ]
+        for name, level in (("clean", 0), ("distorted_level_5", 5))
+    }
+    write_json(target, {"order": {"references": len(ordered), **found}, "percentiles": percentiles})
 
 
 def share_in_order(values: Mapping[tuple[str, str, int], float]) -> dict[str, Any]:
@@ -484,23 +549,6 @@ def share_in_order(values: Mapping[tuple[str, str, int], float]) -> dict[str, An
     }
 
 
-def references(paths: Paths, recipe: Recipe) -> None:
-    """Percentiles 0..100 of the scores of the references held out from stage 1, clean and at the heaviest level."""
-    target = paths.work / "references.json"
-    if target.exists():
-        return
-    crops = load_crops(paths.work / "prepared")
-    _, held_out = held_out_references(crops, recipe)
-    scorer = Scorer(weights.load(str(paths.work / "stage-2")), workers=1)
-    percentiles = {}
-    for name, level in (("clean", 0), ("distorted_level_5", 5)):
-        items = [i for i in references_items(paths.references) if i.full_reference in held_out and i.level == level]
-        images = (distorted_version(np.asarray(read_image(item.path)), item) for item in items)
-        values = predictions(scorer, images, name, len(items))
-        percentiles[name] = [round(float(v), 4) for v in np.percentile(values, np.arange(101))]
-    write_json(target, percentiles)
-
-
 def test(paths: Paths, recipe: Recipe) -> None:
     """Agreement on BIQ2021's test split: looked at once, when nothing is left to choose."""
     target = paths.work / "test.json"
@@ -520,11 +568,12 @@ def bundle(paths: Paths, recipe: Recipe) -> None:
     """Writes the weights folder with its measured numbers and its card."""
     made = weights.load(str(paths.work / "stage-2"))
     described = read_json(paths.work / "base" / "model.json")["report"]
+    order = read_json(paths.work / "order.json")
     scenes = ("scene_accuracy", "majority_rate", "balanced_accuracy", "held_out")
     results = {
         **made.config.results,
         "test": read_json(paths.work / "test.json"),
-        "order": read_json(paths.work / "order.json"),
+        "order": order["order"],
         "stage_1": {name: read_json(paths.work / "stage-1" / name / "report.json") for name in KINDS},
         "scenes": {k: described[k] for k in scenes},
     }
@@ -533,7 +582,7 @@ def bundle(paths: Paths, recipe: Recipe) -> None:
         "recipe": "examples/mini/make_mini.py",
         "base": f"DINOv2 ViT-S/14 (Apache-2.0), first {recipe.depth} blocks; text tower by locked-image tuning",
     }
-    percentiles = read_json(paths.work / "references.json")
+    percentiles = order["percentiles"]
     config = dataclasses.replace(made.config, reference_percentiles=percentiles, results=results, training=training)
     card = Path(__file__).parents[2] / "weights_cards" / "mini.md"
     dataclasses.replace(made, config=config, card=card.read_text(encoding="utf-8")).save(paths.target)
@@ -580,7 +629,7 @@ def show(what: str) -> Callable[[int, int], None]:
 def run(paths: Paths, recipe: Recipe, stages: tuple[str, ...] = STAGES) -> None:
     """Runs stages in their order."""
     paths.work.mkdir(parents=True, exist_ok=True)
-    functions = (split, prepare, make_base, stage_1, read, stage_2, order, references, test, bundle)
+    functions = (split, prepare, make_base, stage_1, read, tune, stage_2, order, test, bundle)
     for name, function in zip(STAGES, functions, strict=True):
         if name in stages:
             function(paths, recipe)
