@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from grmp_score.config import Preprocess
-from grmp_score.model.patches import Corners, cut_patches, patch_boxes, patch_layout, resized_size
+from grmp_score.model.patches import Corners, Patches, cut_patches, patch_boxes, patch_layout, resized_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
-    from torch import Tensor
 
     from grmp_score.score import Score
 
@@ -80,7 +79,7 @@ class Explanation:
 
 
 def explain_image(
-    image: Image.Image, score: Score, preprocess: Preprocess, p_high: Callable[[Tensor], list[float]]
+    image: Image.Image, score: Score, preprocess: Preprocess, p_high: Callable[[Patches], list[float]]
 ) -> Explanation:
     """Explains the score of one image.
 

@@ -9,11 +9,12 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
 from PIL import Image
 
 from grmp_score import weights
@@ -22,6 +23,7 @@ from grmp_score.errors import ConfigError
 from grmp_score.explain import Explanation, explain_image
 from grmp_score.images import MAX_PIXELS, ImageSource, parse_colour
 from grmp_score.pipeline.cache import ScoreCache
+from grmp_score.pipeline.engines import Engine, EngineName, OnnxEngine, Precision, TorchEngine, cores, may_have_gpu
 from grmp_score.pipeline.prepare import OnImage, PreparedImage, Preparer
 from grmp_score.pipeline.read_ahead import read_ahead
 from grmp_score.score import FailedScore, Score
@@ -37,13 +39,19 @@ SCORING_VERSION = 2
 
 @dataclass(frozen=True)
 class ScorerOptions:
-    """How a `Scorer` works; what it finds depends on ``patches``, ``background`` and ``max_pixels`` alone.
+    """How a `Scorer` works; what it finds depends on ``patches``, ``background``, ``max_pixels`` and ``precision``.
 
     Attributes:
         device: ``"auto"`` (CUDA, then MPS, then CPU, chosen when the model is made) or a torch device.
         patches: patches per image; None for the weights' own number.
-        batch_size: images that are computed together; None for half as many as torch may use threads on a CPU (1 to
+        engine: ``"onnxruntime"`` computes on CPUs alone and needs no torch; ``"torch"`` anywhere; ``"auto"`` takes
+            the former where it can.
+        precision: of the model's products.  ``"bfloat16"`` is torch's, ``"int8"`` ONNX Runtime's; ``"auto"`` is
+            float32, in which both engines agree to 1e-5.
+        batch_size: images that are computed together; None for half as many as there are threads on a CPU (1 to
             8: their patches share the cores), 16 elsewhere.  The scores do not depend on it.
+        threads: that compute on a CPU; None for the cores that the process may use (environment:
+            OMP_NUM_THREADS).  The scores do not depend on it.
         workers: threads that read and cut images; None for the number of cores, at most 4.
         background: what lies under transparent parts: a colour's name, ``"#rrggbb"``, or red, green, blue (0..255).
             Kept as ``"white"`` or ``"#rrggbb"``.
@@ -54,14 +62,27 @@ class ScorerOptions:
     """
 
     device: str = "auto"
+    engine: EngineName = "auto"
+    precision: Precision = "auto"
     patches: int | None = None
     batch_size: int | None = None
+    threads: int | None = None
     workers: int | None = None
     background: str | tuple[int, int, int] = "white"
     max_pixels: int | None = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        for name in ("patches", "batch_size", "workers", "max_pixels"):
+        for name, known in (("engine", get_args(EngineName)), ("precision", get_args(Precision))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        wrong = {("onnxruntime", "bfloat16"): "torch", ("torch", "int8"): "onnxruntime"}
+        other = wrong.get((self.engine, self.precision))
+        if other is not None:
+            raise ConfigError(f"{self.engine} does not compute in {self.precision}", hint=f"{other} does")
+        needs_cpu = self.engine == "onnxruntime" or self.precision == "int8"
+        if needs_cpu and self.device not in ("auto", "cpu"):
+            raise ConfigError(f"onnxruntime computes on the CPU, not on {self.device!r}")
+        for name in ("patches", "batch_size", "threads", "workers", "max_pixels"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
@@ -171,17 +192,47 @@ class Scorer:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """Where `model` is."""
         from grmp_score.pipeline.inference import pick_device
 
         return pick_device(self.options.device)
 
+    @property
+    def precision(self) -> str:
+        """Of the model's products."""
+        return "float32" if self.options.precision == "auto" else self.options.precision
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What computes p(high); it is made on first use.
+
+        Raises:
+            WeightsError: the tensors do not make a model.
+            ConfigError: the model cannot be computed in this way.
+        """
+        options, precision = self.options, self.precision
+        if options.engine != "torch" and precision != "bfloat16" and self._on_cpu():
+            from grmp_score.model.graph import NotAGraphError
+
+            try:
+                graph = self.weights.graph("int8" if precision == "int8" else "float32")
+                return OnnxEngine(graph, precision, options.threads or cores())
+            except NotAGraphError:
+                if options.engine == "onnxruntime" or precision == "int8":
+                    raise
+        return TorchEngine(self.model, self.device, precision, options.threads)
+
+    def _on_cpu(self) -> bool:
+        """Whether to compute on the CPU; torch is asked where there may be something else."""
+        if self.options.device != "auto" or self.options.engine == "onnxruntime" or self.precision == "int8":
+            return self.options.device in ("auto", "cpu")
+        return not may_have_gpu() or self.device.type == "cpu"
+
     @cached_property
     def batch_size(self) -> int:
         """Images that go through the model together."""
-        from grmp_score.pipeline.inference import default_batch_size
-
-        return self.options.batch_size or default_batch_size(self.device)
+        on_cpu = self.engine.device == "cpu"
+        return self.options.batch_size or (min(8, max(1, (self.options.threads or cores()) // 2)) if on_cpu else 16)
 
     @cached_property
     def model(self) -> QualityCLIP:
@@ -196,7 +247,7 @@ class Scorer:
     @property
     def is_built(self) -> bool:
         """Whether the model has been made."""
-        return "model" in self.__dict__
+        return "engine" in self.__dict__
 
     @cached_property
     def checksum(self) -> str:
@@ -213,6 +264,8 @@ class Scorer:
             "background": self.background,
             "max_pixels": self.max_pixels,
         }
+        if self.precision != "float32":
+            settings["precision"] = self.precision
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
 
     # ----------------------------------------------------------------- scoring
@@ -277,13 +330,10 @@ class Scorer:
         Raises:
             ImageReadError: the image cannot be read.
         """
-        from grmp_score.pipeline.inference import patch_probabilities
-
         pictures: list[Image.Image] = []
         item = self.preparer(on_image=lambda _, picture: pictures.append(picture)).prepare(image)
         score = self._score_batch([item])[0]
-        p_high = partial(patch_probabilities, self.model, device=self.device)
-        return explain_image(pictures[0], score, self.preprocess, p_high)
+        return explain_image(pictures[0], score, self.preprocess, self.engine.p_high)
 
     def _score_stream(
         self,
@@ -306,12 +356,8 @@ class Scorer:
                     yield item
 
     def _score_batch(self, items: list[PreparedImage]) -> list[Score]:
-        import torch
-
-        from grmp_score.pipeline.inference import patch_probabilities
-
-        patches = torch.cat([item.patches for item in items])  # [sum of P, 3, S, S]
-        values = iter(patch_probabilities(self.model, patches, self.device))
+        patches = np.concatenate([item.patches for item in items])  # [sum of P, 3, S, S]
+        values = iter(self.engine.p_high(patches))
         return [
             Score.from_patches(
                 tuple(islice(values, len(item.patches))),

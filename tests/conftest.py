@@ -11,6 +11,7 @@ from hypothesis import settings
 from PIL import Image
 
 from grmp_score.config import Backbone, ModelConfig, Preprocess, PromptConfig
+from grmp_score.model.patches import make_patches
 from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.weights.folder import Weights, adapter_of
 
@@ -59,6 +60,11 @@ def tiny_config() -> ModelConfig:
 def tiny_weights(tiny_config: ModelConfig) -> Weights:
     """Random tensors for `tiny_config`, always the same; the prompts and the adapted blocks are the adapter."""
     return random_weights(tiny_config)
+
+
+def patch_tensor(image: Image.Image, preprocess: Preprocess) -> torch.Tensor:
+    """What `make_patches` cuts, [P, 3, S, S], for torch."""
+    return torch.from_numpy(make_patches(image, preprocess))
 
 
 def random_weights(config: ModelConfig, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Weights:

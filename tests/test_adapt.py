@@ -16,7 +16,6 @@ from PIL import Image
 from grmp_score.config import LabelScale, ModelConfig
 from grmp_score.errors import DataError
 from grmp_score.images.read import read_image
-from grmp_score.model.patches import make_patches
 from grmp_score.scorer import Scorer
 from grmp_score.trainer.adapt import Adapted, Progress, adapt, measure, train
 from grmp_score.trainer.adapt.features import CropReader, compute_activations, teacher_of
@@ -31,7 +30,7 @@ from grmp_score.trainer.data.splits import draw_shots
 from grmp_score.trainer.evaluation import evaluate
 from grmp_score.weights.folder import Weights
 
-from .conftest import random_weights
+from .conftest import patch_tensor, random_weights
 from .fewshot_data import FAST, PLAIN, checksum, farthest, make_labels, make_scorer
 
 
@@ -88,7 +87,7 @@ def test_the_figures_are_what_scorers_give(scorer: Scorer, labels: Labels) -> No
     np.testing.assert_allclose(predictions.after, np.array(values, dtype=np.float64), atol=1e-6)
 
     def features(part: Labels) -> np.ndarray:
-        cuts = [make_patches(read_image(p), scorer.preprocess) for p in part.paths]
+        cuts = [patch_tensor(read_image(p), scorer.preprocess) for p in part.paths]
         with torch.no_grad():
             return np.stack([scorer.model.image(c).mean(0).double().numpy() for c in cuts])
 

@@ -8,11 +8,13 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from grmp_score.errors import CacheError
+from grmp_score.model.patches import Patches
 from grmp_score.pipeline import cache as cache_module
 from grmp_score.pipeline.cache import Entry, FileState, ScoreCache
 from grmp_score.score import Score
@@ -41,21 +43,21 @@ def files(tmp_path: Path) -> list[str]:
 
 def counted(scorer: Scorer, paths: list[str], cache: ScoreCache) -> tuple[list[Score], int]:
     """The scores, and how many of them the model had to compute: it takes one patch at a time."""
-    passes: list[None] = []
-    forward = scorer.model.forward
+    passes: list[Any] = []
+    p_high = scorer.engine.p_high
 
-    def counting(*args: object, **options: object) -> object:
-        passes.append(None)
-        return forward(*args, **options)
+    def counting(patches: Patches) -> list[float]:
+        passes.extend(patches)
+        return p_high(patches)
 
-    scorer.model.forward = counting  # type: ignore[method-assign, assignment]
+    scorer.engine.p_high = counting  # type: ignore[method-assign]
     try:
         scores = list(scorer.score_many(paths, cache=cache))
         computed, rest = divmod(len(passes), scorer.preprocess.patches)
         assert not rest
         return scores, computed
     finally:
-        scorer.model.forward = forward  # type: ignore[method-assign]
+        scorer.engine.p_high = p_high  # type: ignore[method-assign]
 
 
 def test_a_second_run_computes_nothing(scorer: Scorer, files: list[str], tmp_path: Path) -> None:
@@ -156,6 +158,7 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
     code = f"""
 import sys
 sys.path.insert(0, {ROOT!r})
+from grmp_score.model.patches import Patches
 from grmp_score.pipeline.cache import Entry, ScoreCache
 with ScoreCache(sys.argv[1]) as cache:
     for i in range(50):

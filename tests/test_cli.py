@@ -25,7 +25,6 @@ from grmp_score import __version__, weights
 from grmp_score.cli.main import COMMANDS, cli
 from grmp_score.config import ModelConfig
 from grmp_score.images.find import find_images
-from grmp_score.pipeline.inference import default_batch_size
 from grmp_score.report.rows import FIELDS, unicode_text
 from grmp_score.scorer import Scorer
 from grmp_score.trainer.data import sources
@@ -365,8 +364,7 @@ def test_help_mentions_every_option(name: str) -> None:
 def test_the_batch_size_is_as_the_help_says(name: str) -> None:
     """On a CPU it depends on the cores."""
     assert "[default: 1 to 8 on a CPU, else 16]" in " ".join(run(name, "--help").stdout.split())
-    sizes = {default_batch_size(torch.device(kind)) for kind in ("cpu", "cuda")}
-    assert 16 in sizes and all(1 <= size <= 8 for size in sizes - {16})
+    assert [Scorer(threads=threads, device="cpu").batch_size for threads in (1, 2, 4, 16, 64)] == [1, 1, 2, 8, 8]
 
 
 def test_help_names_every_command() -> None:

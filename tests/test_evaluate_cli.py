@@ -16,7 +16,6 @@ from PIL import Image
 from safetensors.torch import save
 
 from grmp_score.config import Backbone, ModelConfig, Preprocess
-from grmp_score.model.patches import make_patches
 from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.model.tokenizer import Tokenizer
 from grmp_score.scorer import Scorer
@@ -25,7 +24,7 @@ from grmp_score.trainer.metrics import srcc
 
 from . import cli_tools
 from .cli_tools import MAIN, assert_usage_error
-from .conftest import TINY_CLIP, make_photo, random_weights, randomise
+from .conftest import TINY_CLIP, make_photo, patch_tensor, random_weights, randomise
 from .hub_server import HubServer
 from .warm import Warm
 
@@ -238,7 +237,7 @@ def p_good(net: QualityCLIP, labels: Path, good: str, bad: str) -> list[float]:
     known, cut = read_labels(labels), Preprocess(patch_size=32, patches=2)
     values = []
     for path in known.paths:
-        image = net.clip.encode_image(make_patches(Image.open(path).convert("RGB"), cut), normalize=True)
+        image = net.clip.encode_image(patch_tensor(Image.open(path).convert("RGB"), cut), normalize=True)
         logits = net.clip.logit_scale.exp() * image @ text.T
         values.append(float(logits.softmax(dim=-1)[:, 0].mean()))
     return values

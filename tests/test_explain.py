@@ -17,11 +17,10 @@ from grmp_score import ImageReadError, Scorer
 from grmp_score.config import Preprocess
 from grmp_score.explain import DENSE_PATCHES, MAP_SIZE, dense_layout, heat_map
 from grmp_score.images.read import read_image
-from grmp_score.model.patches import cut_patches, make_patches, patch_boxes, patch_corners, patch_layout, resize
-from grmp_score.pipeline.inference import patch_probabilities
+from grmp_score.model.patches import cut_patches, patch_boxes, patch_corners, patch_layout, resize
 from grmp_score.weights.folder import Weights
 
-from .conftest import Photo, make_photo
+from .conftest import Photo, make_photo, patch_tensor
 from .test_patches import preprocesses
 
 SCALES = Preprocess(resize="shorter", size=48, patch_size=32, scales=(1.0, 0.75), layout="grid")
@@ -57,8 +56,8 @@ def test_the_layout_is_that_of_the_patches(scales: tuple[float, ...]) -> None:
     """`make_patches` cuts where `patch_layout` says, bit for bit."""
     image = make_photo(150, 90)
     p = dataclasses.replace(SCALES, scales=scales)
-    assert torch.equal(make_patches(image, p), cut_by_hand(image, p))
-    assert torch.equal(make_patches(image, p), cut_patches(image, patch_layout(150, 90, p), p))
+    assert torch.equal(patch_tensor(image, p), cut_by_hand(image, p))
+    assert np.array_equal(patch_tensor(image, p), cut_patches(image, patch_layout(150, 90, p), p))
 
 
 @settings(max_examples=150, deadline=None)
@@ -86,7 +85,7 @@ def test_a_box_shows_what_the_patch_shows() -> None:
     image = make_photo(400, 300).filter(ImageFilter.GaussianBlur(2))
     p = dataclasses.replace(SCALES, size=150, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     boxes = patch_boxes(400, 300, patch_layout(400, 300, p), 32)
-    for box, patch in zip(boxes.tolist(), make_patches(image, p), strict=True):
+    for box, patch in zip(boxes.tolist(), patch_tensor(image, p), strict=True):
         cut = image.resize((32, 32), Image.Resampling.BICUBIC, box=tuple(box))
         assert np.abs(np.asarray(cut) / 255 - patch.permute(1, 2, 0).numpy()).mean() < 0.02
 
@@ -192,7 +191,7 @@ def test_blur_shows_on_its_side() -> None:
     photo.paste(blurred, (0, 0))
     scorer = Scorer(device="cpu", patches=2)
     layout = dense_layout(*photo.size, scorer.preprocess, limit=12)
-    values = patch_probabilities(scorer.model, cut_patches(photo, layout, scorer.preprocess), scorer.device)
+    values = scorer.engine.p_high(cut_patches(photo, layout, scorer.preprocess))
     heat = heat_map(*photo.size, layout, np.array(values), scorer.preprocess.patch_size)
     half = heat.shape[1] // 2
     assert heat[:, half:].mean() > heat[:, :half].mean() + 0.1

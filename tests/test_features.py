@@ -15,7 +15,6 @@ import torch
 from grmp_score.config import Backbone, ModelConfig, Preprocess
 from grmp_score.errors import ConfigError, DataError, GrmpScoreError, ImageReadError
 from grmp_score.images.read import read_image
-from grmp_score.model.patches import make_patches
 from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.trainer.adapt.features import (
     Activations,
@@ -28,7 +27,7 @@ from grmp_score.trainer.adapt.features import (
 from grmp_score.trainer.data.labels import Labels
 from grmp_score.weights.folder import Weights
 
-from .conftest import TINY_CLIP, random_weights, randomise
+from .conftest import TINY_CLIP, patch_tensor, random_weights, randomise
 from .fewshot_data import make_labels
 
 
@@ -59,7 +58,7 @@ def test_everything_equals_the_model_on_the_scorers_own_crops(
     assert found.tokens is not None and found.scenes is not None and found.plain == 4
     assert found.tokens.shape == (5, 4, 5, 32) and found.features.shape == (5, 4, 16)
     for i, path in enumerate(labels.paths):
-        patches = make_patches(read_image(path), model.config.preprocess)
+        patches = patch_tensor(read_image(path), model.config.preprocess)
         one_by_one = torch.cat([model.image.trunk(patch[None]) for patch in patches])
         assert torch.equal(found.tokens[i], one_by_one)
         torch.testing.assert_close(found.features[i], model.image(patches))
@@ -74,7 +73,7 @@ def test_mirrored_crops_follow_the_plain_ones(model: QualityCLIP, labels: Labels
     plain, both = compute(model, labels), compute(model, labels, flips=True)
     assert both.features.shape[1] == 8 and both.plain == 4
     torch.testing.assert_close(both.features[:, :4], plain.features)
-    patches = make_patches(read_image(labels.paths[2]), model.config.preprocess)
+    patches = patch_tensor(read_image(labels.paths[2]), model.config.preprocess)
     torch.testing.assert_close(both.features[2, 4:], model.image(patches.flip(-1)))
 
 
@@ -155,7 +154,7 @@ def test_images_are_read_in_order_with_errors_as_values(labels: Labels) -> None:
         assert [isinstance(r, ImageReadError) for r in read] == [False, True, False, False, False]
         last = read[4]
         assert isinstance(last, torch.Tensor)
-        assert torch.equal(last, make_patches(read_image(labels.paths[4]), preprocess))
+        assert torch.equal(last, patch_tensor(read_image(labels.paths[4]), preprocess))
 
 
 def test_the_native_precision_is_one_of_two() -> None:
@@ -204,7 +203,7 @@ def test_a_teacher_with_the_same_image_tower_is_not_run_again(
 
     @torch.no_grad()
     def separately() -> torch.Tensor:
-        crops = [make_patches(read_image(path), config.preprocess) for path in labels.paths]
+        crops = [patch_tensor(read_image(path), config.preprocess) for path in labels.paths]
         return torch.stack([teacher.scene_logits(teacher.image(c)).softmax(-1) for c in crops])
 
     def found() -> torch.Tensor:

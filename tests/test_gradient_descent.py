@@ -15,7 +15,6 @@ from torch import Tensor
 from grmp_score.config import ModelConfig
 from grmp_score.errors import ConfigError, TrainingDivergedError
 from grmp_score.images.read import read_image
-from grmp_score.model.patches import make_patches
 from grmp_score.model.quality_clip import quality_loss
 from grmp_score.scorer import Scorer
 from grmp_score.trainer.adapt import FewShotConfig, adapt, gradient_descent
@@ -28,7 +27,7 @@ from grmp_score.trainer.adapt.qgr import NOISE, project, semantic_loss
 from grmp_score.trainer.data.labels import Labels
 from grmp_score.weights.folder import Weights
 
-from .conftest import random_weights
+from .conftest import patch_tensor, random_weights
 from .fewshot_data import PLAIN, farthest, make_labels, make_scorer
 
 
@@ -78,7 +77,7 @@ def straightforward(
             images, crops = training.batch(stage, step)
             patches = []
             for image, chosen in zip(images, crops, strict=True):
-                cut = make_patches(read_image(labels.paths[image]), scorer.preprocess)
+                cut = patch_tensor(read_image(labels.paths[image]), scorer.preprocess)
                 cut = torch.cat([cut, cut.flip(-1)]) if config.flips else cut
                 patches.append(cut[chosen])
             x = torch.cat(patches)

@@ -17,10 +17,10 @@ from PIL import Image
 from grmp_score import weights
 from grmp_score.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocess
 from grmp_score.errors import ConfigError
-from grmp_score.model.patches import make_patches, patch_corners, patch_layout, resize
+from grmp_score.model.patches import patch_corners, patch_layout, resize
 from grmp_score.weights import official
 
-from .conftest import make_photo
+from .conftest import make_photo, patch_tensor
 
 PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 side = st.integers(1, 400)
@@ -58,7 +58,7 @@ def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 @example(7, 400, Preprocess(resize="shorter", size=48, patch_size=48))
 def test_any_size_gives_finite_patches_of_the_right_shape(height: int, width: int, p: Preprocess) -> None:
     """Every image gives [P, 3, S, S] float32, finite, within the range of normalised pixels."""
-    patches = make_patches(Image.fromarray(noise(height, width)), p)
+    patches = patch_tensor(Image.fromarray(noise(height, width)), p)
     assert patches.shape == (p.patches, 3, p.patch_size, p.patch_size)
     assert patches.dtype == torch.float32
     assert torch.isfinite(patches).all()
@@ -88,7 +88,7 @@ def test_patches_are_the_pixels() -> None:
     pixels = noise(90, 70)
     p = Preprocess(patch_size=32, patches=6, seed=5)
     corners = patch_corners(90, 70, p)
-    for (y, x), patch in zip(corners, make_patches(Image.fromarray(pixels), p), strict=True):
+    for (y, x), patch in zip(corners, patch_tensor(Image.fromarray(pixels), p), strict=True):
         cut = pixels[y : y + 32, x : x + 32].astype(np.float64) / 255
         by_hand = ((cut - np.array(CLIP_MEAN)) / np.array(CLIP_STD)).transpose(2, 0, 1)
         np.testing.assert_allclose(patch.numpy(), by_hand, atol=1e-5)
@@ -99,13 +99,13 @@ def test_deterministic_and_independent_of_global_generators(layout: str) -> None
     """The same image gives the same patches whatever other code does with random numbers, and disturbs none."""
     image = make_photo(120, 90)
     p = Preprocess(patch_size=32, layout=layout)
-    first = make_patches(image, p)
+    first = patch_tensor(image, p)
     for seed in (1, 2):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
         expected = (random.Random(seed).random(), np.random.RandomState(seed).rand())
-        assert torch.equal(make_patches(image, p), first)
+        assert torch.equal(patch_tensor(image, p), first)
         assert (random.random(), np.random.rand()) == expected
         drawn = torch.rand(3)
         torch.manual_seed(seed)
@@ -201,7 +201,7 @@ def test_small_images_are_enlarged_to_the_patch(height: int, width: int, patch_s
 def test_thin_images_stay_bounded() -> None:
     """A line of pixels is enlarged to 40 patches at most, not to its aspect ratio."""
     assert resize(Image.new("RGB", (8000, 1)), Preprocess()).size == (40 * 224, 224)
-    assert make_patches(Image.new("RGB", (1, 8000)), Preprocess(scales=(1.0, 0.5))).shape == (10, 3, 224, 224)
+    assert patch_tensor(Image.new("RGB", (1, 8000)), Preprocess(scales=(1.0, 0.5))).shape == (10, 3, 224, 224)
 
 
 @settings(max_examples=100, deadline=None)
@@ -283,9 +283,9 @@ def test_antialias_matters() -> None:
 def test_mean_and_std_are_the_configs() -> None:
     """Statistics come from the configuration: another mean and std shift and scale the same pixels."""
     image = make_photo()
-    plain = make_patches(image, Preprocess(patch_size=32, **PLAIN))
+    plain = patch_tensor(image, Preprocess(patch_size=32, **PLAIN))
     assert plain.min() >= 0 and plain.max() <= 1
-    shifted = make_patches(image, Preprocess(patch_size=32, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0)))
+    shifted = patch_tensor(image, Preprocess(patch_size=32, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0)))
     by_hand = (plain - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 1.0, 2.0]).view(3, 1, 1)
     torch.testing.assert_close(shifted, by_hand)
 
@@ -325,4 +325,4 @@ def test_any_number_of_patches_over_several_scales(patches: int) -> None:
     many = Preprocess(patch_size=32, patches=10, scales=(1.0, 0.75, 0.5), layout="grid")
     preprocess = many.with_patches(patches)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
-    assert make_patches(image, preprocess).shape == (patches, 3, 32, 32)
+    assert patch_tensor(image, preprocess).shape == (patches, 3, 32, 32)

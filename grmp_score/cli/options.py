@@ -52,6 +52,21 @@ device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Where to compute."
 )
 
+engine_options = all_of(
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "onnxruntime", "torch"]),
+        default="auto",
+        help="What computes: ONNX Runtime (CPUs alone, starts at once) or torch.  [default: the former on CPUs]",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
+        default="auto",
+        help="Of the model's products: bfloat16 with torch, int8 with ONNX Runtime.  [default: float32]",
+    ),
+)
+
 patches_option = click.option(
     "--patches", type=click.IntRange(1), help="Patches per image.  [default: the weights' own, usually 10]"
 )

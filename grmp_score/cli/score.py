@@ -228,7 +228,7 @@ def scored(
     options: SimpleNamespace, scorer: Scorer, names: Iterable[str], cache: ScoreCache | None
 ) -> Iterator[AnyScore]:
     """The scores, computed here or on a Ray cluster."""
-    if options.engine == "local":
+    if not options.ray:
         return scorer.score_many(names, cache=cache)
     from grmp_score.integrations.ray import score_paths
     from grmp_score.integrations.ray_cluster import ray_data
@@ -302,9 +302,9 @@ def explain(scorer: Scorer, score: Score, folder: Path) -> None:
 def say_what_is_used(scorer: Scorer, cache: ScoreCache | None, earlier: Earlier) -> None:
     """The notes of ``--verbose`` at the beginning."""
     click.echo(f"model {printable(scorer.config.name)}, checksum {scorer.checksum}", err=True)
-    # Where a cache may know all scores, naming the device would import torch, which takes seconds.
-    device = f", device {scorer.device}" if cache is None or scorer.is_built else ""
-    click.echo(f"{scorer.preprocess.patches} patches per image{device}", err=True)
+    # Where a cache may know all scores, the model need not be made.
+    engine = f", {described(scorer)}" if cache is None or scorer.is_built else ""
+    click.echo(f"{scorer.preprocess.patches} patches per image{engine}", err=True)
     if earlier.rows:
         click.echo(f"{earlier.rows} images have been scored before", err=True)
 
@@ -313,6 +313,12 @@ def say_how_long_it_took(seconds: float, images: int, scorer: Scorer, cache: Sco
     """The note of ``--verbose`` at the end."""
     text = f"{images} images in {seconds:.1f} s ({images / max(seconds, 1e-9):.1f} per second)"
     if cache is not None:
-        model = f"device {scorer.device}" if scorer.is_built else "the model was not needed"
+        model = described(scorer) if scorer.is_built else "the model was not needed"
         text += f", {cache.hits} from the cache, {model}"
     click.echo(text, err=True)
+
+
+def described(scorer: Scorer) -> str:
+    """What computes, for ``--verbose``."""
+    engine = scorer.engine
+    return f"{engine.name} on {engine.device} in {engine.precision}"

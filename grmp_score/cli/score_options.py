@@ -12,6 +12,7 @@ from grmp_score.cli.options import (
     background_option,
     cache_option,
     device_option,
+    engine_options,
     exclude_option,
     max_pixels_option,
     model_options,
@@ -118,13 +119,9 @@ score_options = all_of(
     patches_option,
     device_option,
     speed_options,
-    click.option(
-        "--engine",
-        type=click.Choice(["local", "ray"]),
-        default="local",
-        help="Compute in this process, or on a Ray cluster.",
-    ),
-    click.option("--address", help="With --engine ray: of the cluster, or auto.  [default: one on this machine]"),
+    engine_options,
+    click.option("--ray", is_flag=True, help="Compute on a Ray cluster."),
+    click.option("--address", help="With --ray: of the cluster, or auto.  [default: one on this machine]"),
     click.option("-v", "--verbose", is_flag=True, help="Say what is used and how long it took."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no summary on stderr."),
 )
@@ -175,8 +172,8 @@ def check(options: SimpleNamespace) -> None:
         ),
         (kind == "parquet" and file is None, "--format parquet needs -o FILE"),
         (o.trust_mtime and o.cache is None, "--trust-mtime goes with --cache"),
-        (o.address is not None and o.engine != "ray", "--address goes with --engine ray"),
-        (o.cache is not None and o.engine == "ray", "--cache works with --engine local only"),
+        (o.address is not None and not o.ray, "--address goes with --ray"),
+        (o.cache is not None and o.ray, "--cache does not work with --ray"),
         (o.ascending is not None and o.sort == "none", "--asc and --desc go with --sort"),
     ):
         if wrong:

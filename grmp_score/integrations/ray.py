@@ -244,12 +244,9 @@ class _Worker:
     """One actor: a model, and the threads it may use."""
 
     def __init__(self, weights: Any, base: str, threads: int, options: dict[str, Any]) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
         self._base = base
-        self._scorer = Scorer(the_ray().get(weights), workers=threads, **options)
-        _ = self._scorer.model  # made now, not with the first row
+        self._scorer = Scorer(the_ray().get(weights), workers=threads, threads=threads, **options)
+        _ = self._scorer.engine  # made now, not with the first row
 
     def _scores(self, values: Iterable[Any]) -> Iterator[AnyScore]:
         """One score for each value, with the name it had in the data set."""

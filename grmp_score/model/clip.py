@@ -12,13 +12,11 @@ import torch
 from torch import nn
 
 from grmp_score.errors import ConfigError
+from grmp_score.model.architecture import FEATURE_BLOCKS, feature_blocks
 from grmp_score.model.quick_gelu import QuickGELU
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP
-
-#: Entry of the model configuration that open_clip does not know; see `build_clip`.
-FEATURE_BLOCKS = "readout_blocks"
 
 
 def architecture(name: str) -> dict[str, Any]:
@@ -90,26 +88,6 @@ def build_clip(model_cfg: Mapping[str, Any]) -> CLIP:
         visual.ln_post = nn.LayerNorm(wide, eps=visual.ln_post.eps)
         visual.proj = nn.Parameter(torch.randn(wide, embed_dim) * wide**-0.5)
     return clip
-
-
-def feature_blocks(model_cfg: Mapping[str, Any], depth: int) -> tuple[int, ...] | None:
-    """Blocks of a tower of this depth, from 0, that the image features are made of; None: open_clip's own way."""
-    asked = model_cfg.get(FEATURE_BLOCKS, 1)
-    if asked == 1 and asked is not True:
-        return None
-    numbers = asked
-    if isinstance(asked, int) and not isinstance(asked, bool) and asked > 1:
-        numbers = range(depth - asked + 1, depth + 1)
-    if (
-        not isinstance(numbers, (range, list, tuple))
-        or not numbers
-        or not all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= depth for n in numbers)
-        or sorted(set(numbers)) != list(numbers)
-    ):
-        raise ConfigError(
-            f"{FEATURE_BLOCKS} must be a number of blocks or rising numbers of blocks, 1 to {depth}, got {asked!r}"
-        )
-    return tuple(n - 1 for n in numbers)
 
 
 def adapted_names(clip: CLIP, blocks: int) -> list[str]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from grmp_score.config import Preprocess
 
-if TYPE_CHECKING:
-    import torch
-    from numpy.typing import NDArray
+#: Patches [P, 3, S, S].
+Patches = NDArray[np.float32]
 
 #: Patches side by side beyond which a thin image is not enlarged; bounds the memory for a 8000x1 image.
 _MAX_ENLARGED = 40
@@ -43,7 +42,7 @@ class Corners:
     corners: NDArray[np.int64]
 
 
-def make_patches(image: Image.Image, preprocess: Preprocess) -> torch.Tensor:
+def make_patches(image: Image.Image, preprocess: Preprocess) -> Patches:
     """Cuts one image into normalised patches.
 
     Args:
@@ -51,7 +50,7 @@ def make_patches(image: Image.Image, preprocess: Preprocess) -> torch.Tensor:
         preprocess: resize rule, layout and normalisation, from the weights' config.
 
     Returns:
-        float32 tensor [P, 3, S, S]; values are (v / 255 - mean) / std.  The result depends on the pixels and
+        float32 array [P, 3, S, S]; values are (v / 255 - mean) / std.  The result depends on the pixels and
         ``preprocess`` alone.
     """
     return cut_patches(image, patch_layout(*image.size, preprocess), preprocess)
@@ -69,17 +68,23 @@ def patch_layout(width: int, height: int, preprocess: Preprocess) -> list[Corner
     return layout
 
 
-def cut_patches(image: Image.Image, layout: Iterable[Corners], preprocess: Preprocess) -> torch.Tensor:
+def cut_patches(image: Image.Image, layout: Iterable[Corners], preprocess: Preprocess) -> Patches:
     """The patches [P, 3, S, S] of an 8-bit RGB image at the places of ``layout``, normalised."""
-    import torch
-
     crops, size = [], preprocess.patch_size
     for part in layout:
         resized = resize(image, preprocess, part.scale)
         # Cut by Pillow: an array of the whole image would be a second one in memory.
         crops += [np.asarray(resized.crop((x, y, x + size, y + size))) for y, x in part.corners.tolist()]
-    values = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
-    return normalise(values, preprocess)
+    return normalised(np.stack(crops), preprocess)
+
+
+def normalised(pixels: NDArray[np.uint8], preprocess: Preprocess) -> Patches:
+    """Crops [P, S, S, 3] of 0..255 -> patches [P, 3, S, S]: (v / 255 - mean) / std."""
+    values: Patches = pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")  # [P, 3, S, S]
+    values /= np.float32(255)
+    values -= np.array(preprocess.mean, dtype=np.float32).reshape(3, 1, 1)
+    values /= np.array(preprocess.std, dtype=np.float32).reshape(3, 1, 1)
+    return values
 
 
 def patch_boxes(width: int, height: int, layout: Iterable[Corners], size: int) -> NDArray[np.float64]:
@@ -102,13 +107,6 @@ def patch_boxes(width: int, height: int, layout: Iterable[Corners], size: int) -
     joined: NDArray[np.float64] = np.concatenate(boxes)
     # The product may round to a hair beyond the border.
     return np.minimum(joined, [width, height, width, height])
-
-
-def normalise(values: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
-    """Values in 0..1 [B, 3, H, W] -> (values - mean) / std, in place."""
-    mean = values.new_tensor(preprocess.mean).view(1, 3, 1, 1)
-    std = values.new_tensor(preprocess.std).view(1, 3, 1, 1)
-    return values.sub_(mean).div_(std)
 
 
 def resize(image: Image.Image, preprocess: Preprocess, scale: float = 1.0) -> Image.Image:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from grmp_score.config import ModelConfig
 from grmp_score.errors import ConfigError
-from grmp_score.model.clip import build_clip, feature_blocks
+from grmp_score.model.architecture import feature_blocks
+from grmp_score.model.clip import build_clip
 from grmp_score.model.prompts import DeepVisualPrompts, TextPrompt
 from grmp_score.model.towers import ImageTower, TextTower
 

@@ -1,4 +1,4 @@
-"""The model at work: which device, and patches in, p(high) out."""
+"""torch at work: which device, and small passes side by side on the cores of a CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from grmp_score.errors import ConfigError
-from grmp_score.model.quality_clip import QualityCLIP, p_high
 
 T = TypeVar("T")
 
@@ -38,30 +37,6 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def default_batch_size(device: torch.device) -> int:
-    """Images to compute together: enough to keep the device busy, and not more than memory is likely to hold."""
-    return min(8, max(1, torch.get_num_threads() // 2)) if device.type == "cpu" else 16
-
-
-def patch_probabilities(model: QualityCLIP, patches: Tensor, device: torch.device) -> list[float]:
-    """p(high) of patches [B, 3, S, S]: B numbers in 0..1, higher is better.
-
-    Args:
-        model: on ``device``.
-        patches: normalised; B >= 1.
-        device: where to compute.
-    """
-
-    def run(part: Tensor) -> Tensor:
-        with torch.autocast(device.type, enabled=False):  # a score does not depend on where it is asked for
-            logits: Tensor = model(part.to(device)).cpu()
-            return logits
-
-    logits = torch.cat(on_all_cores(run, parts_of(patches, device)))  # [B, 2]
-    values: list[float] = p_high(logits.double()).tolist()
-    return values
-
-
 def parts_of(patches: Tensor, device: torch.device) -> tuple[Tensor, ...]:
     """What of the patches [B, 3, S, S] goes through the model together: views [b, 3, S, S].
 
@@ -71,15 +46,15 @@ def parts_of(patches: Tensor, device: torch.device) -> tuple[Tensor, ...]:
     return torch.split(patches, 1 if device.type == "cpu" else max(1, len(patches)))
 
 
-def on_all_cores(function: Callable[[Tensor], T], items: Sequence[Tensor]) -> list[T]:
+def on_all_cores(function: Callable[[Tensor], T], items: Sequence[Tensor], threads: int | None = None) -> list[T]:
     """The function of every item, without gradients, each computed by torch on one core.
 
     Small passes side by side keep the cores busier than one after another on all of them.  As many run at a time as
-    torch would use threads (``torch.get_num_threads()``).
+    torch would use threads (``torch.get_num_threads()``), or as are given.
     """
 
-    threads = torch.get_num_threads()
-    if threads == 1:
+    threads = threads or torch.get_num_threads()
+    if threads == torch.get_num_threads() == 1:
         with torch.inference_mode():
             return list(map(function, items))
 
@@ -97,7 +72,7 @@ def _one_core_workers(threads: int) -> ThreadPoolExecutor:
     torch's setting is a thread's own, but each setting is also what a thread gets that asks torch for the first
     time later.  So all workers are started here and now, and the number is put back before anything is computed.
     """
-    started = threading.Barrier(threads)
+    started, usual = threading.Barrier(threads), torch.get_num_threads()
 
     def start(_: int) -> None:
         torch.get_num_threads()  # the first time: from now on the thread keeps what is set in it
@@ -106,7 +81,7 @@ def _one_core_workers(threads: int) -> ThreadPoolExecutor:
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="grmp-score-model")
     list(pool.map(start, range(threads)))
-    torch.set_num_threads(threads)
+    torch.set_num_threads(usual)
     return pool
 
 

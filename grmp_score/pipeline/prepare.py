@@ -7,19 +7,15 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from grmp_score.config import ModelConfig, Preprocess
 from grmp_score.errors import ImageReadError
 from grmp_score.images import ImageSource, image_bytes, read_image, source_name
-from grmp_score.model.patches import make_patches
+from grmp_score.model.patches import Patches, make_patches
 from grmp_score.pipeline.cache import Entry, FileState, ScoreCache
 from grmp_score.score import FailedScore, Score
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 #: Takes the name (None for images without one) and the upright RGB picture of an image that was read.
 OnImage = Callable[[str | None, Image.Image], object]
@@ -38,7 +34,7 @@ class PreparedImage:
         state: of the file before it was read, where a cache that trusts modification times is to know it again.
     """
 
-    patches: Tensor
+    patches: Patches
     path: str | None
     width: int
     height: int

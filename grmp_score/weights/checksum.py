@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from grmp_score.config import ModelConfig
 from grmp_score.errors import WeightsError
-from grmp_score.weights.tensors import TensorFile, float32_array
+from grmp_score.weights.tensors import as_float32
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,8 +69,7 @@ def model_checksum(config: ModelConfig, backbone: Mapping[str, Tensor], adapter:
         **{name: (adapter, name) for name in adapter},
     }
     for name in sorted(state):
-        tensors, key = state[name]
-        values = tensors.as_float32(key) if isinstance(tensors, TensorFile) else float32_array(tensors[key])
+        values = as_float32(*state[name])
         digest.update(f"\n{name} {list(values.shape)}\n".encode())
         digest.update(values.data if values.size else b"")
     return digest.hexdigest()[:16]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from safetensors import SafetensorError
 
@@ -25,12 +25,13 @@ from grmp_score.errors import HubError, WeightsError
 from grmp_score.files import replacing
 from grmp_score.weights import hub
 from grmp_score.weights.checksum import check_sha256, model_checksum, sha256_of
-from grmp_score.weights.tensors import TensorFile, write_tensors
+from grmp_score.weights.tensors import TensorFile, as_float32, write_tensors
 
 if TYPE_CHECKING:  # what is known without a model takes milliseconds; torch takes seconds
     import torch
     from torch import Tensor
 
+    from grmp_score.model.graph import Graph
     from grmp_score.model.quality_clip import QualityCLIP
 
 CONFIG, ADAPTER, BACKBONE, CARD = "config.json", "adapter.safetensors", "backbone.safetensors", "README.md"
@@ -102,6 +103,21 @@ class Weights:
             raise WeightsError("; ".join(problems), path=self.origin or None)
         model.load_state_dict({k: v.to(torch.float32) for k, v in state.items()})
         return model.eval()
+
+    def graph(self, precision: Literal["float32", "int8"] = "float32", *, portable: bool = False) -> Graph:
+        """The model as an ONNX graph, made without torch; see `scoring_graph`.
+
+        Raises:
+            NotAGraphError: it cannot be one.
+            WeightsError: tensors of the image tower are unknown, missing or of the wrong shape.
+        """
+        from grmp_score.model.graph import scoring_graph
+
+        tensors = {f"clip.{name}": partial(as_float32, self.backbone, name) for name in self.backbone}
+        tensors |= {name: partial(as_float32, self.adapter, name) for name in self.adapter}
+        return scoring_graph(
+            self.config, tensors, precision=precision, portable=portable, origin=self.origin or None
+        )
 
     def save(self, folder: str | Path) -> Path:
         """Writes the folder; each file appears complete or not at all, ``config.json`` last."""

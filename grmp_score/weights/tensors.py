@@ -96,6 +96,15 @@ def float32_array(tensor: Tensor) -> NDArray[np.float32]:
     return np.asarray(tensor.detach().float().cpu().numpy(), dtype=np.float32, order="C")
 
 
+def as_float32(tensors: Mapping[str, Tensor], name: str) -> NDArray[np.float32]:
+    """One of some tensors, in a file or in memory, as an array.
+
+    Raises:
+        WeightsError: the file has been removed or damaged.
+    """
+    return tensors.as_float32(name) if isinstance(tensors, TensorFile) else float32_array(tensors[name])
+
+
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Writes a safetensors file.
 

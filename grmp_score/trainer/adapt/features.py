@@ -143,7 +143,7 @@ class CropReader:
     def _crops_of(self, path: Path) -> Tensor | ImageReadError:
         try:
             image = read_image(path, background=self.background, max_pixels=self.max_pixels)
-            return make_patches(image, self.preprocess)
+            return torch.from_numpy(make_patches(image, self.preprocess))
         except ImageReadError as error:
             return error
 

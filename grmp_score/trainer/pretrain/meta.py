@@ -29,7 +29,7 @@ from grmp_score.config import Preprocess
 from grmp_score.errors import ConfigError, DataError, GrmpScoreError
 from grmp_score.files import replacing
 from grmp_score.model.clip import adapted_names
-from grmp_score.model.patches import normalise
+from grmp_score.model.patches import normalised
 from grmp_score.model.quality_clip import QualityCLIP, quality_loss
 from grmp_score.trainer.data.sources import CLEAN
 from grmp_score.trainer.pretrain.config import PretrainConfig, Trained, epoch_steps
@@ -477,5 +477,4 @@ class MetaTrainer:
 
 def to_patches(pixels: NDArray[np.uint8], preprocess: Preprocess) -> Tensor:
     """Crops [B, S, S, 3] uint8 -> normalised patches [B, 3, S, S] float32."""
-    values = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)  # [B, 3, S, S] uint8
-    return normalise(values.to(torch.float32).div_(255.0), preprocess)
+    return torch.from_numpy(normalised(pixels, preprocess))
