@@ -208,18 +208,11 @@ class Scorer:
 
         Raises:
             WeightsError: the tensors do not make a model.
-            ConfigError: the model cannot be computed in this way.
         """
         options, precision = self.options, self.precision
         if options.engine != "torch" and precision != "bfloat16" and self._on_cpu():
-            from grmp_score.model.graph import NotAGraphError
-
-            try:
-                graph = self.weights.graph("int8" if precision == "int8" else "float32")
-                return OnnxEngine(graph, precision, options.threads or cores())
-            except NotAGraphError:
-                if options.engine == "onnxruntime" or precision == "int8":
-                    raise
+            graph = self.weights.graph("int8" if precision == "int8" else "float32")
+            return OnnxEngine(graph, precision, options.threads or cores())
         return TorchEngine(self.model, self.device, precision, options.threads)
 
     def _on_cpu(self) -> bool:

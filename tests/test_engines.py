@@ -17,7 +17,6 @@ import torch
 from grmp_score import Scorer, ScorerOptions
 from grmp_score.config import Backbone, ModelConfig, PromptConfig
 from grmp_score.errors import ConfigError, WeightsError
-from grmp_score.model.graph import NotAGraphError
 from grmp_score.pipeline import engines
 from grmp_score.pipeline.engines import OnnxEngine, TorchEngine, cores, may_have_gpu
 from grmp_score.weights.folder import Weights
@@ -101,16 +100,6 @@ def test_which_engine(tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("grmp_score.pipeline.inference.pick_device", lambda _: torch.device("meta"))
     assert name() == ("torch", "meta", "float32")
     assert name(engine="onnxruntime") == ("onnxruntime", "cpu", "float32")
-
-
-def test_towers_that_are_no_graph(tiny_config: ModelConfig) -> None:
-    """torch takes over, unless the other engine was asked for."""
-    model_cfg = {**TINY_CLIP, "vision_cfg": {**TINY_CLIP["vision_cfg"], "act_kwargs": {"approximate": "tanh"}}}  # type: ignore[dict-item]
-    other = random_weights(dataclasses.replace(tiny_config, backbone=Backbone(model_cfg=model_cfg)))
-    assert Scorer(other, device="cpu").engine.name == "torch"
-    for options in (ScorerOptions(engine="onnxruntime"), ScorerOptions(precision="int8")):
-        with pytest.raises(NotAGraphError, match="act_kwargs"):
-            _ = Scorer(other, options).engine
 
 
 @pytest.mark.parametrize(

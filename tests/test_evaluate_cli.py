@@ -233,11 +233,11 @@ def open_clip_base(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def p_good(net: QualityCLIP, labels: Path, good: str, bad: str) -> list[float]:
     """CLIP's own zero-shot classification of every image: softmax over the two texts, mean over the patches."""
     texts = Tokenizer(600, 24)([good, bad])
-    text = torch.nn.functional.normalize(net.clip.encode_text(texts), dim=-1)
+    text = net.text(net.text.embed(texts), texts)
     known, cut = read_labels(labels), Preprocess(patch_size=32, patches=2)
     values = []
     for path in known.paths:
-        image = net.clip.encode_image(patch_tensor(Image.open(path).convert("RGB"), cut), normalize=True)
+        image = net.image(patch_tensor(Image.open(path).convert("RGB"), cut))
         logits = net.clip.logit_scale.exp() * image @ text.T
         values.append(float(logits.softmax(dim=-1)[:, 0].mean()))
     return values

@@ -61,6 +61,13 @@ CLIPS = {
 }
 
 
+def open_clip_of(model: QualityCLIP) -> CLIP:
+    """open_clip's own model with the same configuration and parameters."""
+    native = CLIP(**model.config.backbone.model_cfg).eval()
+    native.load_state_dict(model.clip.state_dict())
+    return native
+
+
 @pytest.mark.parametrize("name", CLIPS)
 def test_without_prompts_it_is_open_clips_encoder(tiny_config: ModelConfig, name: str) -> None:
     """With prompts switched off both towers give open_clip's own normalised features."""
@@ -69,15 +76,16 @@ def test_without_prompts_it_is_open_clips_encoder(tiny_config: ModelConfig, name
     size = CLIPS[name]["vision_cfg"]["image_size"]
     patches = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
-        ours, theirs = model.image(patches), model.clip.encode_image(patches, normalize=True)
+        native = open_clip_of(model)
+        ours, theirs = model.image(patches), native.encode_image(patches, normalize=True)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
         tokens = model.text_prompt.scene_tokens
-        theirs = model.clip.encode_text(tokens, normalize=True)
+        theirs = native.encode_text(tokens, normalize=True)
         torch.testing.assert_close(model.encode_scenes(), theirs, rtol=0, atol=1e-5)
         # A context equal to the embedding of the placeholder is no context at all.
         quality = model.text_prompt.tokens
         model.text_prompt.ctx.copy_(model.clip.token_embedding(quality[0, 1:5]))
-        theirs = model.clip.encode_text(quality, normalize=True)
+        theirs = native.encode_text(quality, normalize=True)
         torch.testing.assert_close(model.encode_quality(), theirs, rtol=0, atol=1e-5)
 
 
@@ -89,7 +97,7 @@ def test_text_cut_at_its_end_equals_the_full_length(tiny_config: ModelConfig) ->
     with torch.inference_mode():
         embedded = model.text.embed(tokens)
         cut = model.text(embedded, tokens)
-        full = model.clip.encode_text(tokens, normalize=True)
+        full = open_clip_of(model).encode_text(tokens, normalize=True)
         torch.testing.assert_close(cut, full, rtol=0, atol=1e-5)
         for i in range(len(tokens)):
             alone = model.text(embedded[i : i + 1], tokens[i : i + 1])
@@ -136,7 +144,7 @@ def test_text_context_replaces_the_placeholder(tiny_config: ModelConfig) -> None
         for row, feature in zip(prompt.tokens, model.encode_quality(), strict=True):
             embedded = clip.token_embedding(row)
             embedded[1:5] = prompt.ctx
-            x = clip.transformer((embedded + clip.positional_embedding)[None], attn_mask=clip.attn_mask)[0]
+            x = clip.transformer((embedded + clip.positional_embedding)[None], clip.attn_mask)[0]
             wanted = clip.ln_final(x)[int(row.argmax())] @ clip.text_projection
             torch.testing.assert_close(feature, wanted / wanted.norm(), rtol=0, atol=1e-5)
 
@@ -152,9 +160,10 @@ def test_any_number_of_context_vectors(tiny_config: ModelConfig, n_ctx: int) -> 
 def test_prompts_that_do_not_fit_are_refused(tiny_config: ModelConfig) -> None:
     """Prompts longer than the text tower are an error: cut off, all classes would read the same."""
     with pytest.raises(ConfigError, match="high quality"):
-        QualityCLIP(with_prompts(tiny_config, n_ctx=20))
+        QualityCLIP(with_prompts(tiny_config, n_ctx=20)).encode_quality()
     with pytest.raises(ConfigError, match="a photo of a"):
-        QualityCLIP(dataclasses.replace(tiny_config, backbone=Backbone(variant(text={"context_length": 16}))))
+        short = Backbone(variant(text={"context_length": 16}))
+        QualityCLIP(dataclasses.replace(tiny_config, backbone=short)).encode_scenes()
 
 
 def test_prompts_start_as_the_method_says(tiny_config: ModelConfig) -> None:
@@ -336,8 +345,11 @@ def test_stored_text_features_equal_recomputed_ones(tiny_config: ModelConfig) ->
 def test_named_architectures_build(name: str, layers: int, width: int, dim: int, quick: bool) -> None:
     """The usual CLIPs build as two plain towers of the known sizes (without memory: on the meta device)."""
     with torch.device("meta"):
-        clip = build_clip(architecture(name))
-    assert isinstance(clip, CLIP) and not clip.training
+        clip, native = build_clip(architecture(name)), CLIP(**architecture(name))
+    assert not clip.training
+    assert {k: v.shape for k, v in clip.state_dict().items()} == {
+        k: v.shape for k, v in native.state_dict().items()
+    }
     depths = len(clip.visual.transformer.resblocks), len(clip.transformer.resblocks)
     assert depths == (layers, 12)
     assert clip.visual.class_embedding.shape == (width,) and clip.visual.proj.shape == (width, dim)

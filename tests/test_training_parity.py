@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from grmp_score.model.patches import normalise
 from grmp_score.model.quality_clip import QualityCLIP, p_high
 from grmp_score.trainer.adapt import FewShotConfig
 from grmp_score.trainer.adapt.features import Activations, computing, teacher_of
@@ -100,7 +99,9 @@ def test_three_steps_are_the_authors(full_size: Weights) -> None:
     with np.load(reference_state.HERE / "training_expected.npz") as file:
         expected = {name: file[name] for name in file.files}
     pixels = torch.from_numpy(reference_state.images()).mul(255).round() / 255
-    training = make_training(full_size, normalise(pixels, full_size.config.preprocess))
+    p = full_size.config.preprocess
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (p.mean, p.std))
+    training = make_training(full_size, (pixels - mean) / std)
     (stage,), names = training.stages, list(expected["names"])
     assert {our_name(name) for name in names} == set(stage.names) and len(names) == 101
     model, kept = training.model, training.activations

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from grmp_score.config import ModelConfig
-from grmp_score.errors import ConfigError, WeightsError
-from grmp_score.model.architecture import feature_blocks
+from grmp_score.errors import WeightsError
+from grmp_score.model.architecture import check_architecture, feature_blocks, side
 
 Float32 = NDArray[np.float32]
 
@@ -25,25 +25,6 @@ Float32 = NDArray[np.float32]
 PATCHES, LOGITS = "patches", "logits"
 #: ONNX's own operators, at the first version with all that are needed (Gelu).
 OPSET = 20
-#: What of a configuration of an image tower the graph knows; anything else that is set is left to torch.
-KNOWN = {
-    "layers",
-    "width",
-    "head_width",
-    "mlp_ratio",
-    "patch_size",
-    "image_size",
-    "ls_init_value",
-    "no_ln_pre",
-    "pos_embed_type",
-    "final_ln_after_pool",
-    "pool_type",
-    "norm_kwargs",
-}
-
-
-class NotAGraphError(ConfigError):
-    """The model has parts that `scoring_graph` does not know."""
 
 
 @dataclass
@@ -91,7 +72,7 @@ def scoring_graph(
         Input ``patches`` float32 [B, 3, S, S], normalised; output ``logits`` float32 [B, 2], columns high, low.
 
     Raises:
-        NotAGraphError: the image tower has a part that is not known here.
+        ConfigError: the configuration is not that of two native transformers.
         WeightsError: a tensor is missing, unknown or of the wrong shape.
     """
     source = _Tensors(tensors, origin)
@@ -134,14 +115,12 @@ class _Tower:
     """
 
     def __init__(self, config: ModelConfig, source: _Tensors, *, int8: bool, portable: bool) -> None:
-        vision = dict(config.backbone.model_cfg.get("vision_cfg", {}))
-        unknown = sorted(name for name, value in vision.items() if name not in KNOWN and value)
-        if unknown or not isinstance(vision.get("layers", 12), int):
-            raise NotAGraphError(f"the image tower has parts that the graph does not know: {unknown or 'a ResNet'}")
+        check_architecture(config.backbone.model_cfg)
+        vision = config.backbone.model_cfg["vision_cfg"]
         self.config, self._source, self.int8, self.portable = config, source, int8, portable
         self.depth, self.width = vision.get("layers", 12), vision.get("width", 768)
         self.heads = self.width // vision.get("head_width", 64)
-        self.size, self.patch = vision.get("image_size", 224), vision.get("patch_size", 16)
+        self.size, self.patch = side(vision, "image_size"), side(vision, "patch_size")
         self.hidden = int(self.width * vision.get("mlp_ratio", 4.0))
         self.eps = (vision.get("norm_kwargs") or {}).get("eps", 1e-5)
         self.vision = vision
@@ -154,7 +133,7 @@ class _Tower:
         self.op.nodes[-1].output[0] = LOGITS
         initializers = [_outside(name, values) for name, values in self.op.tensors.items()]
         initializers += [numpy_helper.from_array(values, name) for name, values in self.op.integers.items()]
-        batch = ["batch", 3, self.size, self.size]
+        batch: list[str | int | None] = ["batch", 3, self.size, self.size]
         graph = helper.make_graph(
             self.op.nodes,
             "grmp_score",

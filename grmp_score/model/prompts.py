@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,7 @@ from grmp_score.errors import ConfigError
 from grmp_score.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from open_clip.model import CLIP
+    from grmp_score.model.clip import CLIP
 
 #: Word whose embedding the context vectors replace (authors' code).
 PLACEHOLDER = "X"
@@ -28,24 +29,44 @@ class TextPrompt(nn.Module):
         scene_tokens: [9, T] token ids of the scene prompts; they hold no learned context.
     """
 
-    tokens: Tensor
-    scene_tokens: Tensor
-
     def __init__(self, clip: CLIP, prompts: PromptConfig) -> None:
         super().__init__()
         self.ctx = nn.Parameter(torch.empty(prompts.n_ctx, clip.positional_embedding.shape[1]))
         nn.init.normal_(self.ctx, std=0.02)
-        tokenizer = Tokenizer(clip.vocab_size, clip.context_length)
+        self._prompts, self._vocab_size, self._context_length = prompts, clip.vocab_size, clip.context_length
+
+    @property
+    def tokens(self) -> Tensor:
+        """See the attribute.
+
+        Raises:
+            ConfigError: a text is too long for the tower.
+        """
+        return self._ids[0].to(self.ctx.device)
+
+    @property
+    def scene_tokens(self) -> Tensor:
+        """See the attribute.
+
+        Raises:
+            ConfigError: a text is too long for the tower.
+        """
+        return self._ids[1].to(self.ctx.device)
+
+    @cached_property
+    def _ids(self) -> tuple[Tensor, Tensor]:
+        """Made when they are used: the stored text features serve scoring, and the tokenizer takes seconds."""
+        prompts, limit = self._prompts, self._context_length
+        tokenizer = Tokenizer(self._vocab_size, limit)
         stem = " ".join([PLACEHOLDER] * prompts.n_ctx)
         quality = [f"{stem} {phrase}." if stem else phrase for phrase in prompts.classes]
         scene = [f"a photo of a {s}" for s in prompts.scenes]
         for text in (*quality, *scene):
             length = len(tokenizer.encode(text)) + 2
-            if length > clip.context_length:
+            if length > limit:
                 # The tokenizer would cut the class words off, and all classes would be alike.
-                raise ConfigError(f"the prompt {text!r} has {length} tokens, more than {clip.context_length}")
-        self.register_buffer("tokens", tokenizer(quality), persistent=False)
-        self.register_buffer("scene_tokens", tokenizer(scene), persistent=False)
+                raise ConfigError(f"the prompt {text!r} has {length} tokens, more than {limit}")
+        return tokenizer(quality), tokenizer(scene)
 
     def forward(self, embedded: Tensor) -> Tensor:
         """Embeddings [2, T, W] of `tokens` -> the same with the context in the place of the placeholders."""

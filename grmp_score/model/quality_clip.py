@@ -22,7 +22,7 @@ class QualityCLIP(nn.Module):
 
     Attributes:
         config: what the model is.
-        clip: the dual encoder (open_clip); owns the towers' parameters.
+        clip: the dual encoder; owns the towers' parameters.
         image: V, the image tower with the visual prompts.
         text: g, the text tower.
         text_prompt: learned text context.
@@ -56,7 +56,7 @@ class QualityCLIP(nn.Module):
                 len(visual.transformer.resblocks),
                 config.prompts.n_visual,
                 visual.class_embedding.shape[0],
-                patch_size=visual.patch_size[0],
+                patch_size=visual.patch_size,
                 norm=config.prompts.prompt_norm,
                 proj=unfolded_prompts,
             )

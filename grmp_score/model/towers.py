@@ -1,6 +1,6 @@
 """CLIP's two towers, step by step: embed, run the blocks, pool, project.
 
-They compute with the parameters of an open_clip CLIP and own none.  Being plain steps, they let visual prompts join
+They compute with the parameters of a `CLIP` and own none.  Being plain steps, they let visual prompts join
 the tokens of any block (eq. 1), and let training keep what the frozen blocks give.
 
 B: batch, N: image tokens, T: tokens in all, W: width of the tower, n: visual prompts per block, L: blocks,
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from open_clip.model import CLIP
-
+    from grmp_score.model.clip import CLIP
     from grmp_score.model.prompts import DeepVisualPrompts
 
 
@@ -41,7 +40,7 @@ class ImageTower:
         feature_blocks: tuple[int, ...] | None = None,
     ) -> None:
         """Args:
-        visual: open_clip's `VisionTransformer`.
+        visual: the image tower's parameters.
         prompts: joins the tokens of every block (eq. 1).
         adapted_blocks: number of last blocks that fine-tuning changes; they are in the head, and so are those that
             the feature is read out of.
@@ -124,7 +123,7 @@ class ImageTower:
         rows = x.shape[1] if rows is None else rows
         if prompts is not None and self._prompts is not None:
             x = torch.cat([x, self._prompts.expand(prompts[i], len(x))], dim=1)  # [B, 1 + N + n, W]
-        # The block itself, as open_clip has it; its `nn.MultiheadAttention` computes the same slower on a CPU.
+        # The block itself; its `nn.MultiheadAttention` computes the same slower on a CPU.
         block = self._blocks[i]
         attn, normed = block.attn, block.ln_1(x)
         batch, length, width = normed.shape
@@ -172,7 +171,7 @@ class TextTower:
         causal = clip.attn_mask is not None
         length = int(end.max()) + 1 if causal else embeddings.shape[1]
         x = embeddings[:, :length] + clip.positional_embedding[:length]  # [C, length, W]
-        x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length] if causal else None)
+        x = clip.transformer(x, None if clip.attn_mask is None else clip.attn_mask[:length, :length])
         pooled = clip.ln_final(x[torch.arange(len(x), device=x.device), end])  # [C, W]
         if clip.text_projection is not None:
             pooled = pooled @ clip.text_projection  # [C, D]

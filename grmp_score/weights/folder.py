@@ -108,7 +108,7 @@ class Weights:
         """The model as an ONNX graph, made without torch; see `scoring_graph`.
 
         Raises:
-            NotAGraphError: it cannot be one.
+            ConfigError: the configuration is not that of two native transformers.
             WeightsError: tensors of the image tower are unknown, missing or of the wrong shape.
         """
         from grmp_score.model.graph import scoring_graph

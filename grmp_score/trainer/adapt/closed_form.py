@@ -60,12 +60,12 @@ def fit_closed_form(model: QualityCLIP, pooled: Tensor, targets: Array) -> dict[
         New values of `parameters.closed_form_names`; the old ones where nothing can be fitted: for fewer than
         `MIN_IMAGES` images, or where the features do not differ.
     """
-    clip, visual = model.clip, model.clip.visual
+    visual = model.clip.visual
     old = values_of(model, closed_form_names(model))
     quality = quality_direction(model)
     new = dict(old)
     if TEXT_PROJECTION in old:
-        new[TEXT_PROJECTION] = stretch(clip.text_projection, quality)
+        new[TEXT_PROJECTION] = stretch(old[TEXT_PROJECTION], quality)
     set_values(model, new)
     try:  # what the texts are with the stretched projection
         axis, scenes = quality_direction(model), model.encode_scenes()

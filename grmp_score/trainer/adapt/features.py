@@ -69,7 +69,7 @@ def teacher_of(weights: Weights, base: Weights | None = None) -> tuple[QualityCL
     config, source = weights.config, weights if base is None else base
     prompts = dataclasses.replace(config.prompts, n_visual=0, prompt_norm=False)
     model = QualityCLIP(dataclasses.replace(config, backbone=source.config.backbone, prompts=prompts))
-    size = model.clip.visual.image_size[0]
+    size = model.clip.visual.image_size
     if size != config.preprocess.patch_size:
         raise ConfigError(
             f"the teacher {source.config.name!r} takes patches of {size} pixels, but "
