@@ -165,8 +165,8 @@ def build_clip(model_cfg: Mapping[str, Any]) -> CLIP:
         model_cfg: open_clip's ``embed_dim``, ``vision_cfg``, ``text_cfg`` and optionally ``quick_gelu``; and,
             unknown to open_clip, ``readout_blocks``: the numbers of k blocks, from 1, or k > 1 for the last k.
             The image features are then made of the CLS token and the mean patch token of each, side by side, and
-            not of one token of the last block; ``visual.ln_post`` and ``visual.proj`` are 2k times as wide.  Quality shows in
-            lower blocks than meaning does, and a linear map of several blocks sees both.
+            not of one token of the last block; ``visual.ln_post`` and ``visual.proj`` are 2k times as wide.
+            Quality shows in lower blocks than meaning does, and a linear map of several blocks sees both.
 
     Raises:
         ConfigError: the configuration asks for a tower that is not a native ViT / text transformer.
