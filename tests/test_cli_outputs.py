@@ -208,8 +208,8 @@ def test_background_and_pixel_limit(model: str, tmp_path: Path) -> None:
         (["-0"], "--null goes with --format paths"),
         (["-f", "parquet"], "needs -o FILE"),
         (["--trust-mtime"], "goes with --cache"),
-        (["--address", "auto"], "goes with --engine ray"),
-        (["--engine", "ray", "--cache", "c.sqlite"], "--engine local only"),
+        (["--address", "auto"], "goes with --ray"),
+        (["--ray", "--cache", "c.sqlite"], "--cache does not work with --ray"),
         (["--desc"], "go with --sort"),
         (["-v", "-q"], "contradict"),
         (["--top", "0"], "--top"),
@@ -633,6 +633,6 @@ def test_many_images_small(tmp_path: Path) -> None:
 def test_engines_that_are_not_installed_are_one_line(
     model: str, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """--engine ray without Ray says what to install."""
+    """--ray without Ray says what to install."""
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert_usage_error(run("-m", model, "--engine", "ray", photos), r"grmp_score\[ray\]")
+    assert_usage_error(run("-m", model, "--ray", photos), r"grmp_score\[ray\]")

@@ -21,6 +21,7 @@ COMMANDS = {
     "score": ("score", "Score images (the default command)."),
     "report": ("report", "Score images and write one web page about them."),
     "convert": ("convert", "Convert an official GRMP-IQA .pt checkpoint."),
+    "export": ("export", "Write a model as an ONNX file for other programs."),
     "info": ("info", "Show what a set of weights is."),
     "download": ("download", "Fetch a model of the Hub for use without a network."),
     "evaluate": ("evaluate", "Measure how well a model agrees with your own labels."),

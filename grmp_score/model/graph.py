@@ -21,8 +21,8 @@ from grmp_score.model.architecture import check_architecture, feature_blocks, si
 
 Float32 = NDArray[np.float32]
 
-#: Names of the graph's input and output.
-PATCHES, LOGITS = "patches", "logits"
+#: Names of the graph's input and outputs.
+PATCHES, LOGITS, P_HIGH = "patches", "logits", "p_high"
 #: ONNX's own operators, at the first version with all that are needed (Gelu).
 OPSET = 20
 
@@ -65,11 +65,13 @@ def scoring_graph(
         tensors: what reads each tensor, by its name in `QualityCLIP`; those of the text tower are not read.
         precision: of the linear layers' products.  ``"int8"``: weights have a scale per output channel, activations
             one per patch and layer, found while computing.
-        portable: use ONNX's own operators alone; else attention is ONNX Runtime's, which is faster there.
+        portable: use ONNX's own operators alone, and also give p(high); else attention is ONNX Runtime's, which is
+            faster there.
         origin: where the tensors come from, for messages.
 
     Returns:
-        Input ``patches`` float32 [B, 3, S, S], normalised; output ``logits`` float32 [B, 2], columns high, low.
+        Input ``patches`` float32 [B, 3, S, S], normalised; output ``logits`` float32 [B, 2], columns high, low;
+        of a portable graph first ``p_high`` [B].
 
     Raises:
         ConfigError: the configuration is not that of two native transformers.
@@ -131,6 +133,12 @@ class _Tower:
         """All of it."""
         self.logits(self.project(self.pool(self.embed())))
         self.op.nodes[-1].output[0] = LOGITS
+        outputs = [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", 2])]
+        if self.portable:
+            self.op("Softmax", LOGITS, axis=-1)
+            self.first(self.op.nodes[-1].output[0])
+            self.op.nodes[-1].output[0] = P_HIGH
+            outputs.insert(0, helper.make_tensor_value_info(P_HIGH, TensorProto.FLOAT, ["batch"]))
         initializers = [_outside(name, values) for name, values in self.op.tensors.items()]
         initializers += [numpy_helper.from_array(values, name) for name, values in self.op.integers.items()]
         batch: list[str | int | None] = ["batch", 3, self.size, self.size]
@@ -138,7 +146,7 @@ class _Tower:
             self.op.nodes,
             "grmp_score",
             [helper.make_tensor_value_info(PATCHES, TensorProto.FLOAT, batch)],
-            [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", 2])],
+            outputs,
             initializers,
         )
         opsets = [helper.make_opsetid("", OPSET)]
@@ -189,7 +197,7 @@ class _Tower:
         return self.layer_norm(x, "ln_post", width) if after else x
 
     def first(self, x: str) -> str:
-        """[B, T, W] -> [B, W]: the CLS token."""
+        """The first along the second axis: [B, T, W] -> [B, W], the CLS token."""
         self.op.integers["cls"] = np.array(0, dtype=np.int64)
         return self.op("Gather", x, "cls", axis=1)
 

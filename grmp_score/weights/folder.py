@@ -8,6 +8,7 @@ model card).  Loading is strict: every tensor must be expected, present and of t
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -118,6 +119,31 @@ class Weights:
         return scoring_graph(
             self.config, tensors, precision=precision, portable=portable, origin=self.origin or None
         )
+
+    def export(self, path: str | Path) -> None:
+        """Writes an ONNX file that needs nothing else: see `grmp-score export`.
+
+        Raises:
+            ConfigError, WeightsError: as for `graph`.
+            OSError: the file cannot be written.
+        """
+        from onnx import helper
+
+        model = self.graph(portable=True).self_contained()
+        model.doc_string = f"p(high quality) of normalised patches by {self.config.name}, made by grmp_score"
+        classes = dict(
+            zip(self.config.prompts.classes, as_float32(self.adapter, "text_features").tolist(), strict=True)
+        )
+        described = {
+            "name": self.config.name,
+            "checksum": self.checksum(),
+            "preprocess": dataclasses.asdict(self.config.preprocess),
+            "label_scale": self.config.label_scale and dataclasses.asdict(self.config.label_scale),
+            "text_features": classes,
+        }
+        helper.set_model_props(model, {key: json.dumps(value) for key, value in described.items()})
+        with replacing(Path(path)) as temporary:
+            temporary.write_bytes(model.SerializeToString())
 
     def save(self, folder: str | Path) -> Path:
         """Writes the folder; each file appears complete or not at all, ``config.json`` last."""
