@@ -55,20 +55,16 @@ def main() -> None:
             base = median(runs["torch", "float32"], "seconds")
             print(f"{model}: {len(exact)} images")
             for (engine, precision), found in runs.items():
-                values = np.array(found[0]["values"])
+                values, seconds = np.array(found[0]["values"]), median(found, "seconds")
                 off = np.abs(values - exact)
-                seconds = median(found, "seconds")
-                print(
-                    f"  {engine:11} {precision:8} {seconds:7.3f} s per image ({base / seconds:4.2f} times torch float32)"
-                    f"  first score {median(found, 'first'):5.2f} s  peak {median(found, 'peak'):5.0f} MB"
-                    f"  deviation mean {off.mean():.5f} largest {off.max():.5f} SRCC {srcc(values, exact):.4f}"
-                    + (
-                        f"  SRCC with labels {srcc(values, np.array(found[0]['labels'])):.4f}"
-                        if options.labels
-                        else ""
-                    ),
-                    flush=True,
-                )
+                columns = [
+                    f"{engine:11} {precision:8} {seconds:.3f} s per image, {base / seconds:.2f} times torch float32",
+                    f"first score {median(found, 'first'):.2f} s, peak {median(found, 'peak'):.0f} MB",
+                    f"off by {off.mean():.5f}, at most {off.max():.5f}, SRCC {srcc(values, exact):.4f}",
+                ]
+                if options.labels:
+                    columns.append(f"SRCC with the labels {srcc(values, np.array(found[0]['labels'])):.4f}")
+                print("  " + "; ".join(columns), flush=True)
 
 
 def median(runs: list[dict[str, object]], name: str) -> float:

@@ -244,8 +244,9 @@ class Scorer:
 
     @cached_property
     def checksum(self) -> str:
-        """The `Weights.checksum`: 16 hexadecimal digits."""
-        return self.weights.checksum()
+        """The `Weights.checksum`: 16 hexadecimal digits, followed by ``-int8`` or ``-bfloat16`` in that precision."""
+        suffix = "" if self.precision == "float32" else f"-{self.precision}"
+        return self.weights.checksum() + suffix
 
     @property
     def settings_key(self) -> bytes:
@@ -257,8 +258,6 @@ class Scorer:
             "background": self.background,
             "max_pixels": self.max_pixels,
         }
-        if self.precision != "float32":
-            settings["precision"] = self.precision
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
 
     # ----------------------------------------------------------------- scoring

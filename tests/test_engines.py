@@ -137,8 +137,10 @@ def test_tensors_are_checked(tiny_weights: Weights) -> None:
             _ = Scorer(dataclasses.replace(tiny_weights, backbone=backbone), device="cpu").engine
 
 
-def test_the_precision_is_part_of_the_cache_key(tiny_weights: Weights) -> None:
-    """float32 keeps its key, whatever computes it."""
+def test_the_precision_is_part_of_checksum_and_cache_key(tiny_weights: Weights) -> None:
+    """Rows tell it; float32 keeps its own, whatever computes it."""
+    assert Scorer(tiny_weights, precision="int8").checksum == tiny_weights.checksum() + "-int8"
+    assert Scorer(tiny_weights, engine="torch", device="cpu").checksum == tiny_weights.checksum()
     keys = {p: Scorer(tiny_weights, precision=p).settings_key for p in ("auto", "float32", "bfloat16", "int8")}  # type: ignore[arg-type]
     assert keys["auto"] == keys["float32"] == Scorer(tiny_weights, engine="torch").settings_key
     assert len(set(keys.values())) == 3
