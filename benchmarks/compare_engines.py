@@ -53,12 +53,12 @@ def main() -> None:
                     found.append(run(source, *combination, options.labels))
             exact = np.array(runs["torch", "float32"][0]["values"])
             base = median(runs["torch", "float32"], "seconds")
-            print(f"{model}: {len(exact)} images")
+            print(f"{model}: {len(exact)} images, compared with torch in float32")
             for (engine, precision), found in runs.items():
                 values, seconds = np.array(found[0]["values"]), median(found, "seconds")
                 off = np.abs(values - exact)
                 columns = [
-                    f"{engine:11} {precision:8} {seconds:.3f} s per image, {base / seconds:.2f} times torch float32",
+                    f"{engine:11} {precision:8} {seconds:.3f} s per image, {base / seconds:.2f} times as fast",
                     f"first score {median(found, 'first'):.2f} s, peak {median(found, 'peak'):.0f} MB",
                     f"off by {off.mean():.5f}, at most {off.max():.5f}, SRCC {srcc(values, exact):.4f}",
                 ]

@@ -244,7 +244,7 @@ class Scorer:
 
     @cached_property
     def checksum(self) -> str:
-        """The `Weights.checksum`: 16 hexadecimal digits, followed by ``-int8`` or ``-bfloat16`` in that precision."""
+        """The `Weights.checksum`: 16 hexadecimal digits, with ``-int8`` or ``-bfloat16`` in that precision."""
         suffix = "" if self.precision == "float32" else f"-{self.precision}"
         return self.weights.checksum() + suffix
 
