@@ -62,6 +62,7 @@ def results(before: float = 0.3, ridge: float = 0.5, after: float = 0.6, **chang
         "gain": gains,
         "n_test": 40,
         "unscored": [],
+        "left_out": [],
         "measured_in": "float32",
         "checked": None,
         "cross_validation": {**folds, "folds": 5, "before": folds, "ridge": folds, "curves": {"all": [0.3, 0.55]}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from grmp_score.pipeline import engines
 from grmp_score.pipeline.engines import OnnxEngine, TorchEngine, cores, may_have_gpu
 from grmp_score.weights.folder import Weights
 
+from .cli_tools import ROOT, assert_usage_error, run
 from .conftest import TINY_CLIP, make_photo, random_weights
 
 #: Changes of the image tower, of the rest of the model configuration, and of the prompts.
@@ -191,3 +193,22 @@ def test_a_score_needs_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
+def test_an_exported_model_needs_nothing_else(tmp_path: Path) -> None:
+    """The example program scores with it; its metadata say how patches are cut."""
+    assert run("export", "-o", str(tmp_path / "mini.onnx")).exit_code == 0
+    photos = [Path(ROOT) / "examples" / "photos" / name for name in ("cat.jpg", "cat_noisy.jpg")]
+    program = [sys.executable, Path(ROOT) / "examples" / "score_with_onnx.py", tmp_path / "mini.onnx", *photos]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    clean, noisy = (float(line.split()[0]) for line in done.stdout.splitlines())
+    assert clean > noisy + 0.2
+    session = onnxruntime.InferenceSession(tmp_path / "mini.onnx", providers=["CPUExecutionProvider"])
+    described = session.get_modelmeta().custom_metadata_map
+    assert json.loads(described["preprocess"]) == dataclasses.asdict(Scorer().preprocess) | {
+        name: list(getattr(Scorer().preprocess, name)) for name in ("scales", "mean", "std")
+    }
+    assert json.loads(described["checksum"]) == Scorer().checksum
+    assert list(json.loads(described["text_features"])) == ["high quality", "low quality"]
+    assert_usage_error(run("export", "-o", tmp_path / "mini.pt"), "ends in .onnx")
+    assert_usage_error(run("export", "-o", tmp_path / "mini.onnx"), "--overwrite")

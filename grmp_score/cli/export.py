@@ -23,12 +23,12 @@ def command(model: str | None, output: Path, revision: str | None, overwrite: bo
 
     The file takes "patches", float32 [batch, 3, S, S], normalised, and gives "p_high" [batch] in 0..1, and "logits"
     [batch, 2] (high, low).  Prompts are folded in, all operators are ONNX's own.  Its metadata say, as JSON, how
-    patches are cut ("preprocess"), "name", "checksum", "label_scale" and "text_features".
+    patches are cut ("preprocess"), "name", "checksum", "label_scale" and "text_features".  A program that uses
+    it is examples/score_with_onnx.py.
 
     \b
     Example:
       grmp-score export -o mini.onnx
-      python examples/score_with_onnx.py mini.onnx examples/photos/cat.jpg
     """
     from grmp_score import weights
 
