@@ -18,7 +18,8 @@ from torch import Tensor
 
 from grmp_score.config import IMAGENET_MEAN, IMAGENET_STD, SCENES
 from grmp_score.errors import DataError
-from grmp_score.model.clip import build_clip, feature_blocks
+from grmp_score.model.architecture import feature_blocks
+from grmp_score.model.clip import build_clip
 from grmp_score.model.towers import ImageTower
 
 NIGHT = SCENES.index("night")
