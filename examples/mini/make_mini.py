@@ -515,12 +515,13 @@ def bundle(paths: Paths, recipe: Recipe) -> None:
     made = weights.load(str(paths.work / "stage-2"))
     described = read_json(paths.work / "base" / "model.json")["report"]
     order = read_json(paths.work / "order.json")
+    reports = {name: paths.work / "stage-1" / name / "report.json" for name in KINDS}
     scenes = ("scene_accuracy", "majority_rate", "balanced_accuracy", "held_out")
     results = {
         **made.config.results,
         "test": read_json(paths.work / "test.json"),
         "order": order["order"],
-        "stage_1": {name: read_json(paths.work / "stage-1" / name / "report.json") for name in KINDS},
+        "stage_1": {name: read_json(report) for name, report in reports.items() if report.exists()},
         "scenes": {k: described[k] for k in scenes},
     }
     training = {
