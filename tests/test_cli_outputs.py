@@ -438,7 +438,9 @@ def test_a_cached_run_gives_the_same_rows(model: str, photos: Path, tmp_path: Pa
 def test_verbose_and_quiet(model: str, photos: Path) -> None:
     """-v names model, device and failures; -q says nothing, and the exit code stays."""
     _, result = run_jsonl("-m", model, "-v", photos, photos / "gone.png")
-    assert re.match(r"model tiny, checksum [0-9a-f]{16}\n3 patches per image, device cpu\n", result.stderr)
+    assert re.match(
+        r"model tiny, checksum [0-9a-f]{16}\n3 patches per image, onnxruntime on cpu in float32\n", result.stderr
+    )
     assert f"{photos / 'gone.png'}: no such file\n" in result.stderr
     rows, result = run_jsonl("-m", model, "-q", photos, photos / "gone.png")
     assert (len(rows), result.exit_code, result.stderr) == (4, 1, "")

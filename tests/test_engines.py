@@ -22,8 +22,10 @@ from grmp_score.pipeline import engines
 from grmp_score.pipeline.engines import OnnxEngine, TorchEngine, cores, may_have_gpu
 from grmp_score.weights.folder import Weights
 
-from .cli_tools import ROOT, assert_usage_error, run
+from .cli_tools import assert_usage_error, run
 from .conftest import TINY_CLIP, make_photo, random_weights
+
+ROOT = Path(__file__).parents[1]
 
 #: Changes of the image tower, of the rest of the model configuration, and of the prompts.
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], PromptConfig]] = {
@@ -198,8 +200,8 @@ def test_a_score_needs_no_torch(tmp_path: Path) -> None:
 def test_an_exported_model_needs_nothing_else(tmp_path: Path) -> None:
     """The example program scores with it; its metadata say how patches are cut."""
     assert run("export", "-o", str(tmp_path / "mini.onnx")).exit_code == 0
-    photos = [Path(ROOT) / "examples" / "photos" / name for name in ("cat.jpg", "cat_noisy.jpg")]
-    program = [sys.executable, Path(ROOT) / "examples" / "score_with_onnx.py", tmp_path / "mini.onnx", *photos]
+    photos = [ROOT / "examples" / "photos" / name for name in ("cat.jpg", "cat_noisy.jpg")]
+    program = [sys.executable, ROOT / "examples" / "score_with_onnx.py", tmp_path / "mini.onnx", *photos]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     clean, noisy = (float(line.split()[0]) for line in done.stdout.splitlines())
     assert clean > noisy + 0.2
