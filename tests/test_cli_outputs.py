@@ -423,7 +423,7 @@ def test_resume_refuses_another_model(model: str, telling: str, photos: Path, tm
 def test_a_cached_run_gives_the_same_rows(model: str, photos: Path, tmp_path: Path) -> None:
     """And says with -v how many it found, and whether the model was needed; a cache that is none is one line."""
     plain, _ = run_jsonl("-m", model, photos)
-    for hits, used in ((0, "device cpu"), (3, "the model was not needed")):
+    for hits, used in ((0, "onnxruntime on cpu in float32"), (3, "the model was not needed")):
         rows, result = run_jsonl("-m", model, "-v", "--cache", tmp_path / "c.sqlite", photos)
         assert rows == plain
         assert re.search(
