@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -104,8 +103,14 @@ def measure(model: str, engine: str, precision: str, labels: Path | None) -> dic
         values.append(float(np.mean(compute.p_high(patches))))
         spent.append(time.perf_counter() - started)
         first = first or time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-    return {"values": values, "labels": known, "seconds": np.median(spent), "first": first, "peak": peak}
+    return {"values": values, "labels": known, "seconds": np.median(spent), "first": first, "peak": peak_memory()}
+
+
+def peak_memory() -> float:
+    """Largest resident size of this process in MB, as Linux tells it; NaN elsewhere."""
+    status = Path("/proc/self/status")  # ru_maxrss would be the parent's where that is larger
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM")), float("nan"))
 
 
 class PlainLoop:
