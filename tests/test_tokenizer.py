@@ -153,6 +153,15 @@ def test_import_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_encoding_needs_no_other_part_of_open_clip() -> None:
+    """Its package, and with it torchvision and timm, is not imported."""
+    code = (
+        "import sys; from grmp_score.model.tokenizer import Tokenizer; Tokenizer(600)('a cat');"
+        "print({'open_clip', 'torchvision', 'timm'} & sys.modules.keys())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"set()\n"
+
+
 def test_repr_names_the_settings() -> None:
     """The representation says what the tokenizer is."""
     assert repr(tokenizer(1024)) == "Tokenizer(vocab_size=1024, context_length=32)"

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from grmp_score.errors import ConfigError
@@ -108,12 +111,23 @@ class Tokenizer:
         return out
 
 
+def _open_clip_tokenizer() -> ModuleType:
+    """open_clip's module `tokenizer` without its package, whose import takes seconds (torchvision, timm)."""
+    package = find_spec("open_clip")
+    if package is None or package.origin is None:
+        raise RuntimeError("open_clip_torch, which grmp_score needs, is not installed; install it")
+    file = Path(package.origin).with_name("tokenizer.py")
+    spec = spec_from_file_location("grmp_score.model._open_clip_tokenizer", file)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @lru_cache(maxsize=4)
 def _truncated_bpe(vocab_size: int) -> Any:
     """open_clip's `SimpleTokenizer` with its tables cut to the first `vocab_size - 514` merges."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    bpe = SimpleTokenizer()
+    bpe = _open_clip_tokenizer().SimpleTokenizer()
     specials = [bpe.decoder[i] for i in bpe.all_special_ids]
     if len(bpe.encoder) != CLIP_VOCAB_SIZE or len(specials) != 2:
         raise RuntimeError(
