@@ -56,8 +56,8 @@ def score_dataset(
 
     Args:
         ds: a dataset with a column of paths, encoded images (bytes), or arrays as `Scorer.score` takes them.
-        model: weights folder, bundled name or Hub repository, `Weights`, or a `Scorer` whose weights and
-            preprocessing are used; None for the bundled model.  It is read here, once, and sent to the workers.
+        model: weights folder, bundled name or Hub repository, `Weights`, or a `Scorer` whose weights,
+            preprocessing, engine and precision are used; None for the bundled model.  It is read here, once, and sent to the workers.
         column: the column of images.
         prefix: put before the names of the new columns.
         patches, background, max_pixels: as for `Scorer`.
@@ -178,6 +178,8 @@ def _map(
         ray.init()
     if device == "auto":
         device = "cuda" if num_gpus else "cpu"
+    if isinstance(model, Scorer):  # whose rows name the precision
+        options = {"engine": model.options.engine, "precision": model.options.precision, **options}
     least, most = _pool(concurrency, num_cpus, num_gpus, spare)
     with warnings.catch_warnings():
         # Ray will take these limits away without having named what replaces them (see `_limits`).
