@@ -87,6 +87,9 @@ def datasets(out: dict[str, Any], model: Weights, names: list[str]) -> None:
         out[f"{column} schema"] = {
             n: str(t) for n, t in zip(scored.schema().names, scored.schema().types, strict=True)
         }
+    rough = Scorer(model, device="cpu", precision="int8")
+    out["int8"] = [row["score"] for row in score_dataset(tables["path"], model=rough).take(6)]
+    out["int8 local"] = [score.value for score in rough.score_many(some)]
     mistakes = {
         "no column": {"column": "file"},
         "taken": {"ds": tables["path"].rename_columns({"n": "score"}).materialize()},

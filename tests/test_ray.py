@@ -104,6 +104,14 @@ def test_datasets_get_columns(job: Callable[[str], dict[str, Any]], column: str)
 
 
 @needs_ray
+def test_the_precision_of_a_scorer_is_that_of_the_workers(job: Callable[[str], dict[str, Any]]) -> None:
+    """Its rows name it, so they must be computed in it."""
+    result = job("datasets")
+    exact = [score["value"] for score in job("paths")["local"][:6]]
+    assert result["int8"] == result["int8 local"] and result["int8"] != exact
+
+
+@needs_ray
 def test_mistakes_are_told_before_anything_runs(job: Callable[[str], dict[str, Any]]) -> None:
     """A wrong column, one that would be replaced, no worker, no batch; no paths are no scores."""
     result = job("datasets")

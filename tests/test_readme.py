@@ -25,6 +25,14 @@ COMMANDS = [
 ]
 
 
+def test_quoted_agreement_is_in_the_results() -> None:
+    """Every SRCC that the README names is a figure of docs/results.md."""
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"SRCC (?:rises from )?(\S+)", README)
+    assert len(quoted) >= 2
+    assert all(re.fullmatch(r"0\.\d{3}", figure) and figure in results for figure in quoted), quoted
+
+
 @pytest.mark.usefixtures("bundled")
 def test_table_of_example_photos_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
     """`grmp-score examples/photos` prints these rows; the scores are the recorded ones, as in test_bundled."""

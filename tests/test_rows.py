@@ -8,6 +8,7 @@ import pytest
 
 from grmp_score.errors import ConfigError
 from grmp_score.report.rows import COLUMNS, FIELDS, WeightsInfo, describe_columns, parse_fields, row
+from grmp_score.report.text import short_names
 from grmp_score.score import FailedScore, Score
 
 WEIGHTS = WeightsInfo("tiny", "0123456789abcdef")
@@ -51,3 +52,10 @@ def test_the_help_describes_every_column() -> None:
     lines = describe_columns().splitlines()
     assert [line.split()[0] for line in lines] == list(FIELDS)
     assert all(line.endswith(column.description) for line, column in zip(lines, COLUMNS.values(), strict=True))
+
+
+def test_names_are_shortened_by_folders_but_not_by_the_root() -> None:
+    """What is shown of two files in different places is still an absolute path."""
+    assert short_names(["/photos/a/1.jpg", "/photos/b/2.jpg"]) == ["a/1.jpg", "b/2.jpg"]
+    assert short_names(["/photos/1.jpg", "/tmp/2.jpg"]) == ["/photos/1.jpg", "/tmp/2.jpg"]
+    assert short_names(["photos/1.jpg", "2.jpg"]) == ["photos/1.jpg", "2.jpg"]

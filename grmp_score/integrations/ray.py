@@ -57,7 +57,8 @@ def score_dataset(
     Args:
         ds: a dataset with a column of paths, encoded images (bytes), or arrays as `Scorer.score` takes them.
         model: weights folder, bundled name or Hub repository, `Weights`, or a `Scorer` whose weights,
-            preprocessing, engine and precision are used; None for the bundled model.  It is read here, once, and sent to the workers.
+            preprocessing, engine and precision are used; None for the bundled model.  It is read here, once, and
+            sent to the workers.
         column: the column of images.
         prefix: put before the names of the new columns.
         patches, background, max_pixels: as for `Scorer`.

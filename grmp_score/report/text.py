@@ -26,7 +26,8 @@ def shared_folder(paths: Sequence[str]) -> str:
     folders = {os.path.dirname(p) for p in paths}
     if len(paths) < 2 or len({os.path.isabs(f) for f in folders}) > 1:
         return ""
-    return os.path.commonpath([f or "." for f in folders])
+    shared = os.path.commonpath([f or "." for f in folders])
+    return "" if shared == os.path.dirname(shared) else shared  # without the root a path would look relative
 
 
 def short_name(path: str, folder: str) -> str:
