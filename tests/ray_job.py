@@ -95,6 +95,7 @@ def datasets(out: dict[str, Any], model: Weights, names: list[str]) -> None:
         "taken": {"ds": tables["path"].rename_columns({"n": "score"}).materialize()},
         "no worker": {"concurrency": 0},
         "batch": {"batch_size": 0},
+        "int8 on a GPU": {"model": rough, "num_gpus": 1},
     }
     for name, change in mistakes.items():
         try:

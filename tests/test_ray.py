@@ -113,12 +113,13 @@ def test_the_precision_of_a_scorer_is_that_of_the_workers(job: Callable[[str], d
 
 @needs_ray
 def test_mistakes_are_told_before_anything_runs(job: Callable[[str], dict[str, Any]]) -> None:
-    """A wrong column, one that would be replaced, no worker, no batch; no paths are no scores."""
+    """A wrong column, one that would be replaced, no worker, no batch, int8 on a GPU; no paths are no scores."""
     result = job("datasets")
     assert "no column 'file'" in result["no column"] and "'path', 'n'" in result["no column"]
     assert "a column 'score' already" in result["taken"]
     assert "at least one worker" in result["no worker"]
-    assert "batch_size must be positive" in result["batch"]
+    assert "batch_size must be at least 1" in result["batch"]
+    assert "on the CPU, not on 'cuda'" in result["int8 on a GPU"]
     assert result["none"] == [] and result["still connected"]
 
 

@@ -21,7 +21,7 @@ from grmp_score.images.read import MAX_PIXELS
 from grmp_score.integrations.ray_cluster import RETRIES, connected, explained, quiet, ray_data, the_ray
 from grmp_score.integrations.tables import check_columns, columns_of, image_of_cell
 from grmp_score.score import AnyScore, FailedScore, Score
-from grmp_score.scorer import Scorer
+from grmp_score.scorer import Scorer, ScorerOptions
 from grmp_score.weights.folder import Weights, load
 
 if TYPE_CHECKING:
@@ -170,17 +170,20 @@ def _map(
     spare: int,
 ) -> Dataset:
     data, ray = ray_data(), the_ray()
-    for name, value in (("num_cpus", num_cpus), ("batch_size", batch_size), ("patches", options["patches"])):
-        if value is not None and value <= 0:
-            raise ConfigError(f"{name} must be positive, got {value}")
+    if num_cpus <= 0:
+        raise ConfigError(f"num_cpus must be positive, got {num_cpus}")
     if num_gpus < 0:
         raise ConfigError(f"num_gpus must not be negative, got {num_gpus}")
-    if not ray.is_initialized():
-        ray.init()
     if device == "auto":
         device = "cuda" if num_gpus else "cpu"
     if isinstance(model, Scorer):  # whose rows name the precision
         options = {"engine": model.options.engine, "precision": model.options.precision, **options}
+    threads = max(1, int(num_cpus))
+    scorer_options = ScorerOptions(
+        device=device, batch_size=batch_size, threads=threads, workers=threads, **options
+    )
+    if not ray.is_initialized():
+        ray.init()
     least, most = _pool(concurrency, num_cpus, num_gpus, spare)
     with warnings.catch_warnings():
         # Ray will take these limits away without having named what replaces them (see `_limits`).
@@ -191,8 +194,7 @@ def _map(
                 # A reference: the tensors lie in the object store once, and not in the plan of the job.
                 "weights": ray.put(_weights(model)),
                 "base": os.getcwd(),
-                "threads": max(1, int(num_cpus)),
-                "options": {"device": device, "batch_size": batch_size, **options},
+                "options": scorer_options,
                 **settings,
             },
             compute=data.ActorPoolStrategy(min_size=least, max_size=most, initial_size=least),
@@ -244,11 +246,11 @@ def _weights(model: ModelRef) -> Weights:
 
 
 class _Worker:
-    """One actor: a model, and the threads it may use."""
+    """One actor, with one model."""
 
-    def __init__(self, weights: Any, base: str, threads: int, options: dict[str, Any]) -> None:
+    def __init__(self, weights: Any, base: str, options: ScorerOptions) -> None:
         self._base = base
-        self._scorer = Scorer(the_ray().get(weights), workers=threads, threads=threads, **options)
+        self._scorer = Scorer(the_ray().get(weights), options)
         _ = self._scorer.engine  # made now, not with the first row
 
     def _scores(self, values: Iterable[Any]) -> Iterator[AnyScore]:
