@@ -14,7 +14,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ import click
 import numpy as np
 import torch
 from dinov2 import convert_dinov2
+from linear import add_early_blocks, without_source
 from photos import PhotoFeatures
 from safetensors.torch import load_file, save_file
 from text_tower import TEXT_CFG, ContrastiveConfig, train_dual_encoder
+from torch import Tensor
 
 from grmp_score import FailedScore, FewShotConfig, Scorer, adapt, pretrain, read_labels, weights
 from grmp_score.config import (
@@ -38,12 +40,15 @@ from grmp_score.config import (
     PromptConfig,
 )
 from grmp_score.images import read_image
+from grmp_score.model.quality_clip import QualityCLIP
+from grmp_score.pipeline.inference import on_all_cores
 from grmp_score.report.plots import plot_pretraining
-from grmp_score.trainer.adapt.config import Progress
+from grmp_score.trainer.adapt.config import Precision, Progress
 from grmp_score.trainer.adapt.features import (
     Activations,
     CropReader,
     compute_activations,
+    computing,
     native_precision,
     teacher_of,
 )
@@ -69,7 +74,7 @@ KINDS = {
     "meta-text": {"train": "text"},
     "meta-visual": {"train": "visual"},
 }
-STAGES = ("split", "prepare", "base", "stage-1", "read", "stage-2", "order", "test", "bundle")
+STAGES = ("split", "prepare", "base", "stage-1", "read", "labels", "stage-2", "order", "test", "bundle")
 #: Photos whose activations are written, and after a stop read, together.
 PART = 250
 
@@ -115,8 +120,9 @@ class Recipe:
         preprocess: three quarters of the patches at full size, one of the whole image.
         stage_1: settings that all runs of stage 1 share.
         chosen: the run of stage 1 that stage 2 starts from.
-        stage_2: settings.  On the validation photos a peak rate of 1e-4, the mean of both runs' weights, and those
-            halfway back to the closed form were worse.
+        source_share: of what a photo's source adds to its label, the share that is taken out before stage 2.
+        stage_2: settings.
+        early_share: of the quality margin, the share that is read from blocks that stage 2 did not change.
         validation: photos of BIQ2021's training split that choose, and measure, and are not trained on.
         held_out: share of the references that no training sees.
         ordered: references, of those held out, whose versions all are looked at.
@@ -130,7 +136,9 @@ class Recipe:
     preprocess: Preprocess = PREPROCESS
     stage_1: PretrainConfig = STAGE_1
     chosen: str = "meta-text"
+    source_share: float = 0.5
     stage_2: FewShotConfig = STAGE_2
+    early_share: float = 0.4
     validation: int = 1000
     held_out: float = 0.2
     ordered: int = 5
@@ -165,10 +173,8 @@ def write_lists(paths: Paths, table: str, parts: Mapping[str, slice]) -> None:
     listed = [(there[name.casefold()], mos) for name, mos in rows]
     order = np.random.default_rng(SEED).permutation(len(listed))
     for name, part in parts.items():
-        with open(paths.work / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["image", "mos", "subset"])
-            writer.writerows([listed[i][0], listed[i][1], listed[i][0].name[:4]] for i in order[part])
+        rows = ((listed[i][0], listed[i][1], listed[i][0].name[:4]) for i in order[part])
+        write_csv(paths.work / f"{name}.csv", ("image", "mos", "subset"), rows)
 
 
 def prepare(paths: Paths, recipe: Recipe) -> None:
@@ -308,11 +314,28 @@ def read(paths: Paths, recipe: Recipe) -> None:
 
 def read_again(paths: Paths, recipe: Recipe) -> Activations:
     """The result of `read`: training part, then validation part."""
-    files = [f for part in ("train", "validation") for f in sorted(paths.work.glob(f"activations/{part}-*"))]
-    parts = [load_file(file) for file in files]  # mapped, not read
-    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    columns = {name: read_column(paths, name) for name in ("tokens", "features", "scenes", "pooled")}
     assert recipe.stage_2.crops_per_image is not None
     return Activations(**columns, plain=recipe.stage_2.crops_per_image)
+
+
+def read_column(paths: Paths, name: str, parts: tuple[str, ...] = ("train", "validation")) -> Tensor:
+    """One kind of what `read` writes."""
+    files = [f for part in parts for f in sorted(paths.work.glob(f"activations/{part}-*.safetensors"))]
+    return torch.cat([load_file(file)[name] for file in files])  # mapped, not read
+
+
+def adjust_labels(paths: Paths, recipe: Recipe) -> None:
+    """Takes a share of what a photo's source adds to its label out of the training labels."""
+    labels = read_labels(paths.work / "train.csv")
+    features = read_column(paths, "pooled", ("train",)).double().mean(dim=1).numpy()
+    sources = np.array(labels.column("subset"))
+    adjusted = without_source(features, labels.scores, sources, recipe.source_share)
+    for source in np.unique(sources):
+        mean = (adjusted - labels.scores)[sources == source].mean()
+        say(f"labels of {source}: {mean:+.3f} in the mean")
+    rows = zip(labels.paths, np.round(adjusted, 5), sources, strict=True)
+    write_csv(paths.work / "labels.csv", ("image", "mos", "subset"), rows)
 
 
 def stage_2(paths: Paths, recipe: Recipe) -> None:
@@ -326,20 +349,27 @@ def stage_2(paths: Paths, recipe: Recipe) -> None:
         if step.row is not None and step.row.loss is not None and step.done % max(1, step.total // 100) == 0:
             say(f"step {step.done}/{step.total}, loss {step.row.loss:.4f}, {time.monotonic() - started:.0f} s")
 
-    train, validation = (read_labels(paths.work / f"{part}.csv") for part in ("train", "validation"))
+    train, validation = (read_labels(paths.work / f"{part}.csv") for part in ("labels", "validation"))
     start, kept = start_of_stage_2(paths, recipe), read_again(paths, recipe)
     head = dataclasses.replace(recipe.stage_2, train="head", epochs=0)
     closed_form = adapt(start, train, head, test=validation, activations=kept).results
+    of_train = kept.take(np.arange(len(train)))
     adapted = adapt(
         start,
         train,
         recipe.stage_2,
-        activations=kept.take(np.arange(len(train))),
+        activations=of_train,
         work=paths.work / "stage-2-unfinished",
         resume=True,
         progress=progress,
     )
-    made = in_float16(adapted.scorer.weights)
+    model = adapted.scorer.weights.build()
+    assert of_train.tokens is not None
+    pooled = pool_again(model, of_train.tokens, native_precision(start.device))
+    early = sum(number <= recipe.depth - model.config.adapted_blocks for number in recipe.readout_blocks)
+    width = pooled.shape[-1] // len(recipe.readout_blocks)
+    add_early_blocks(model, pooled, train.scores, early=early * width, share=recipe.early_share)
+    made = in_float16(adapted.scorer.weights, model)
     scores = measure(Scorer(made), validation, paths.work / "validation-scores.csv")
     opinion = calibrate(scores, validation.scores)
     few_crops = {
@@ -355,17 +385,31 @@ def stage_2(paths: Paths, recipe: Recipe) -> None:
 def measure(scorer: Scorer, labels: Labels, table: Path) -> np.ndarray:
     """p(high) [n] of labelled photos as they are scored, also written to a table."""
     scores = predictions(scorer, labels.paths, table.stem)
-    with open(table, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "mos", "subset", "score"])
-        columns = (labels.scores, labels.column("subset"), scores)
-        writer.writerows(zip((path.name for path in labels.paths), *columns, strict=True))
+    names = (path.name for path in labels.paths)
+    rows = zip(names, labels.scores, labels.column("subset"), scores, strict=True)
+    write_csv(table, ("image", "mos", "subset", "score"), rows)
     return scores
 
 
-def in_float16(made: Weights) -> Weights:
-    """A model as it is bundled: tuned blocks in the place of the original ones, in float16."""
-    model = made.build()
+def pool_again(model: QualityCLIP, tokens: Tensor, precision: Precision) -> Tensor:
+    """Pooled features [n, C, F], float16, of tokens [n, C, 1 + N, W] that the trunk gave."""
+    model.requires_grad_(False)
+    done = iter(range(1, len(tokens) + 1))
+
+    def pool(of_photo: Tensor) -> Tensor:
+        with computing(of_photo.device, precision):
+            pooled = model.image.pool(of_photo.float()).to(torch.float16)
+        show("pooled")(next(done), len(tokens))
+        return pooled
+
+    return torch.stack(on_all_cores(pool, list(tokens)))
+
+
+def in_float16(made: Weights, model: QualityCLIP) -> Weights:
+    """The model as it is bundled: tuned blocks in the place of the original ones, in float16.
+
+    ``made`` are the weights that it was built from.
+    """
     state = model.clip.state_dict()
     backbone = {name: state[name].to(torch.float16).contiguous() for name in made.backbone_state()}
     small = {name: v for name, v in made.adapter.items() if not name.startswith("clip.")}
@@ -548,6 +592,12 @@ def predictions(scorer: Scorer, images: Any, what: str, total: int | None = None
     return np.array(values)
 
 
+def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Writes a table."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file."""
     path.write_text(json.dumps(content, indent=2), encoding="utf-8")
@@ -576,7 +626,7 @@ def show(what: str) -> Callable[[int, int], None]:
 def run(paths: Paths, recipe: Recipe, stages: tuple[str, ...] = STAGES) -> None:
     """Runs stages in their order."""
     paths.work.mkdir(parents=True, exist_ok=True)
-    functions = (split, prepare, make_base, stage_1, read, stage_2, order, test, bundle)
+    functions = (split, prepare, make_base, stage_1, read, adjust_labels, stage_2, order, test, bundle)
     for name, function in zip(STAGES, functions, strict=True):
         if name in stages:
             function(paths, recipe)

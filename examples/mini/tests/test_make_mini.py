@@ -98,7 +98,7 @@ def test_from_inputs_to_a_model_that_scores(paths: Paths, monkeypatch: pytest.Mo
     assert set(made.config.results["stage_1"]) == set(make_mini.KINDS)
     assert made.config.results["validation"]["n"] == 8 and made.config.results["test"]["n"] == 12
     assert made.config.results["order"]["references"] == 1
-    assert made.card and made.config.training["stage_2"]["labels"] == "train.csv"
+    assert made.card and made.config.training["stage_2"]["labels"] == "labels.csv"
     assert 0 <= Scorer(made).score(photo(7)).value <= 1
     with open(paths.work / "train.csv") as train, open(paths.work / "validation.csv") as validation:
         names = [{row["image"] for row in csv.DictReader(file)} for file in (train, validation)]
