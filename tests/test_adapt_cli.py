@@ -691,7 +691,7 @@ def test_help_examples_are_understood() -> None:
     """Every example of the help is a command that parses."""
     text = adapt_module.command.help or ""
     examples = re.findall(r"^ +(grmp-score .*)$", text, re.MULTILINE)
-    assert len(examples) == 4
+    assert len(examples) == 6
     for example in examples:
         words = shlex.split(example)
         assert words[:2] == ["grmp-score", "adapt"]

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "display": set(),
     "config": {"errors"},
     "images": {"errors"},
+    "sidecars": {"errors", "files", "images"},
     "notebook": {"errors", "display", "images"},
     "model": {"errors", "config"},
     "score": {"config", "images", "notebook"},
@@ -29,14 +30,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": {"errors", "config", "images", "model", "score"},
     "scorer": {"errors", "config", "images", "model", "score", "weights", "explain", "pipeline"},
     "integrations": {"errors", "images", "pipeline", "score", "scorer", "weights"},
-    "trainer": {"errors", "config", "files", "images", "model", "score", "weights", "pipeline", "scorer"},
+    "trainer": {
+        *("errors", "config", "files", "images", "sidecars", "model", "score", "weights", "pipeline", "scorer"),
+    },
     "report": {
         *("errors", "config", "display", "files", "images", "score", "weights", "explain", "scorer"),
         *("trainer",),
     },
     "cli": {
         *("errors", "config", "display", "files", "images", "model", "score", "weights", "pipeline", "scorer"),
-        *("integrations", "trainer", "report"),
+        *("integrations", "sidecars", "trainer", "report"),
     },
 }
 

@@ -196,10 +196,10 @@ def test_bad_files_are_refused_in_one_line(write: Write, kind: str) -> None:
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    """A missing file and a folder."""
+    """A missing file, and a folder without images."""
     with pytest.raises(DataError, match=r"gone\.csv: no such file"):
         read_labels(tmp_path / "gone.csv")
-    with pytest.raises(DataError, match="is a folder, expected a CSV file"):
+    with pytest.raises(DataError, match="no images in this folder, expected rated ones or a CSV"):
         read_labels(tmp_path)
 
 

@@ -16,10 +16,12 @@ from grmp_score.cli.options import (
     device_option,
     know_versions,
     label_options,
+    label_source,
     model_options,
     note_left_out,
     open_labels,
     open_scorer,
+    output_stem,
     split_by_option,
 )
 from grmp_score.cli.output import destination
@@ -51,7 +53,9 @@ def _take_preset(context: click.Context, _: click.Parameter, name: str | None) -
     help="Images to train on, drawn evenly over the scores; the others are the test part.  [default: all]",
 )
 @click.option(
-    "--test", type=click.Path(path_type=Path), help="CSV of images to test on instead, with the same columns."
+    "--test",
+    type=click.Path(path_type=Path),
+    help="Labels of images to test on instead: a CSV with the same columns, or a folder.",
 )
 @split_by_option
 @click.option(
@@ -153,7 +157,7 @@ def _take_preset(context: click.Context, _: click.Parameter, name: str | None) -
 def command(
     context: click.Context,
     /,
-    labels: Path,
+    labels: Path | None,
     test: Path | None,
     output: Path | None,
     name: str | None,
@@ -162,6 +166,10 @@ def command(
 ) -> None:
     """Learn what you call good from 50 to 200 of your own labels.
 
+    Labels are a CSV, the stars that the images of a folder have already, or two folders, of good and of bad images.
+    Of stars is said how many there are of each; 0 counts as not rated, and where a sidecar and the image differ
+    the sidecar counts.  A rejected image (-1) counts as 0 stars.
+
     The folder that is written holds a model for `grmp-score PATHS --model FOLDER`, its card, results.json,
     training.csv and two pictures.  It is measured on images that were not trained on, next to the model before
     and to a ridge regression; if one of them does better, you are told.
@@ -169,6 +177,8 @@ def command(
     \b
     Examples:
       grmp-score adapt --labels mine.csv --shots 100
+      grmp-score adapt --labels photos/
+      grmp-score adapt --good keep/ --bad reject/
       grmp-score adapt --labels mine.csv --test other.csv -o my-camera
       grmp-score adapt --labels mine.csv --shots 50 --train prompts --seed 1
       grmp-score adapt --labels mine.csv --shots 50 --preset paper --qgr-max-kl 1
@@ -178,7 +188,8 @@ def command(
     """
     settings = {field.name for field in dataclasses.fields(FewShotConfig)}
     config = FewShotConfig(**{k: value for k, value in given.items() if k in settings})
-    output = output or Path(f"{labels.stem}-adapted")
+    source = label_source(labels, given)
+    output = output or Path(f"{output_stem(source)}-adapted")
     work = output.parent / f".{output.name}.partial"
     _check_folders(output, work, resume)
     known = open_labels(labels, given)
@@ -212,7 +223,7 @@ def command(
         stream.write(f"\nThe new model is in {output}.  Use it with:\n")
         stream.write(f"  grmp-score {shlex.join([photos, '--model', str(output)])}\n")
     for image in results["unscored"]:
-        click.echo(f"{test or labels}: row {image['row']}: {image['path']!r}: {image['error']}", err=True)
+        click.echo(f"{test or source}: row {image['row']}: {image['path']!r}: {image['error']}", err=True)
     if results["unscored"]:
         click.echo(f"{len(results['unscored'])} test images could not be scored", err=True)
         sys.exit(1)

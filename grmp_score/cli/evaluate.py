@@ -11,6 +11,7 @@ import click
 from grmp_score.cli.options import (
     device_option,
     label_options,
+    label_source,
     model_options,
     open_labels,
     open_scorer,
@@ -44,7 +45,7 @@ from grmp_score.report.evaluation import FORMATS, write_json, write_table
 @device_option
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the intervals.")
 def command(
-    labels: Path,
+    labels: Path | None,
     prompts: tuple[str, str] | None,
     by: str | None,
     worst: int,
@@ -61,19 +62,21 @@ def command(
     was not trained on.
 
     The CSV may be on any numeric scale.  A column "rater" makes it one row per image and person: the mean opinion
-    is used, and how well the raters agree is reported as the ceiling.
+    is used, and how well the raters agree is reported as the ceiling.  Instead of a CSV the labels can be the stars
+    that the images of a folder have, or two folders, of good and of bad images.
 
     \b
     Examples:
       grmp-score evaluate --labels test.csv
       grmp-score evaluate --labels test.csv --model my-camera --by camera
+      grmp-score evaluate --labels photos/
       grmp-score evaluate --labels test.csv --model ViT-B-16-quickgelu:openai
       grmp-score evaluate --labels test.csv --prompts "a sharp photo" "a blurry photo"
       grmp-score evaluate --labels votes.csv --images photos/ --score-column stars --format json -o result.json
 
     Exit status: 0 everything was scored, 1 some images could not be (named on stderr), 2 wrong usage or labels.
     """
-    check_output(output, [labels], overwrite=overwrite)
+    check_output(output, [label_source(labels, given)], overwrite=overwrite)
     known = open_labels(labels, given)
     check_output(output, known.paths, overwrite=overwrite)
     if by is not None:

@@ -136,10 +136,17 @@ output_option = all_of(
 label_options = all_of(
     click.option(
         "--labels",
-        required=True,
         type=click.Path(path_type=Path),
-        help="CSV with a header: a column of images, a column of scores.",
+        help="CSV with a header: a column of images, a column of scores.  Or a folder of images that have stars "
+        "(XMP or EXIF, in the image or in a sidecar IMG.xmp or IMG.jpg.xmp).",
     ),
+    click.option(
+        "--good",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Instead of --labels: folder of images that you like ...",
+    ),
+    click.option("--bad", type=click.Path(path_type=Path), metavar="DIR", help="... and of those that you do not."),
     click.option(
         "--images",
         type=click.Path(path_type=Path),
@@ -185,13 +192,58 @@ def open_scorer(given: Mapping[str, Any]) -> Scorer:
     return Scorer.from_pretrained(given["model"], filename=given["filename"], revision=given["revision"], **options)
 
 
-def open_labels(file: Path, given: Mapping[str, Any]) -> Labels:
-    """Reads a file of labels by the other `label_options`; the hints of errors name options of the command line."""
+def label_source(labels: Path | None, given: Mapping[str, Any]) -> Path:
+    """The file or folder that labels come from, by which results are named: that of the good images, of two.
+
+    Raises:
+        click.UsageError: neither ``--labels`` nor ``--good`` with ``--bad``, or both.
+    """
+    good, bad = given["good"], given["bad"]
+    if (good is None) != (bad is None):
+        raise click.UsageError("--good and --bad go together")
+    if (labels is None) == (good is None):
+        raise click.UsageError(
+            "name the labels: --labels with a CSV or a folder of rated images, or --good DIR and --bad DIR"
+        )
+    source: Path = labels if labels is not None else good
+    return source
+
+
+def output_stem(source: Path) -> str:
+    """What results are called, by the source of their labels."""
+    return source.resolve().name if source.is_dir() else source.stem
+
+
+def open_labels(file: Path | None, given: Mapping[str, Any]) -> Labels:
+    """Reads labels by the `label_options`; the hints of errors name options of the command line.
+
+    What was found in a folder is said on stderr.
+
+    Args:
+        file: CSV or folder of rated images; None for ``--good`` and ``--bad``.
+        given: the options of the command.
+    """
+    names = ("images", "image_column", "score_column", "lower_is_better")
+    options = {name: given[name] for name in names}
+    if file is None:
+        from grmp_score.trainer.data.folders import read_good_and_bad
+
+        if any(value is not None for value in options.values()):
+            words = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+            raise click.UsageError(f"{words} are for a CSV; leave them out with --good and --bad")
+        labels = read_good_and_bad(given["good"], given["bad"])
+    else:
+        labels = _read_labels(file, reference_column=given.get("split_by"), **options)
+    for note in labels.notes:
+        click.echo(f"{labels.source}: {printable(note)}", err=True)
+    return labels
+
+
+def _read_labels(file: Path, **options: Any) -> Labels:
     from grmp_score.trainer.data.labels import read_labels
 
-    names = ("images", "image_column", "score_column", "lower_is_better")
     try:
-        return read_labels(file, reference_column=given.get("split_by"), **{name: given[name] for name in names})
+        return read_labels(file, **options)
     except DataError as error:
         hint = re.sub(r"\((\w+)=\.\.\.\)", lambda m: f"(--{m[1].replace('_', '-')})", error.hint or "")
         raise DataError(error.reason, path=error.path, hint=hint or None) from error

@@ -15,9 +15,11 @@ from grmp_score.cli.options import (
     device_option,
     know_versions,
     label_options,
+    label_source,
     model_options,
     open_labels,
     open_scorer,
+    output_stem,
     patches_option,
     split_by_option,
 )
@@ -108,7 +110,7 @@ class SeveralValues(click.Command):
 @patches_option
 @device_option
 def command(
-    labels: Path,
+    labels: Path | None,
     shots: tuple[int, ...],
     splits: int,
     test_share: float,
@@ -139,8 +141,9 @@ def command(
 
     Exit status: 0 done, 1 a training diverged (named on stderr), 2 wrong usage or labels, 130 interrupted.
     """
-    output = output or Path(f"{labels.stem}-protocol.jsonl")
-    check_output(output, [labels], overwrite=True)  # a file that holds no cells is refused where it is read
+    source = label_source(labels, given)
+    output = output or Path(f"{output_stem(source)}-protocol.jsonl")
+    check_output(output, [source], overwrite=True)  # a file that holds no cells is refused where it is read
     known = open_labels(labels, given)
     scorer = open_scorer(given)
     from grmp_score.report.plots import plot_protocol

@@ -39,6 +39,7 @@ from grmp_score.report.writers import (
 from grmp_score.score import AnyScore, FailedScore, Score
 
 if TYPE_CHECKING:
+    from grmp_score.cli.actions import Actions
     from grmp_score.pipeline.cache import ScoreCache
     from grmp_score.scorer import Scorer
 
@@ -66,9 +67,18 @@ def command(**given: Any) -> None:
       find photos -name '*.jpg' -print0 | grmp-score - --format paths -0 --top 50 | xargs -0 ls -l
       grmp-score photos/ --cache scores.sqlite --trust-mtime -o scores.jsonl
       grmp-score photos/ --resume scores.jsonl
+      grmp-score photos/ --top 50 --copy-to best/
+      grmp-score photos/ --write-xmp
       grmp-score -- adapt            (a file that is called like a command)
     """
     options = SimpleNamespace(**given)
+    if options.undo is not None:
+        from grmp_score.cli.actions import undo
+
+        if options.paths or options.from_file:
+            raise click.UsageError("--undo LOG takes back what was done and scores nothing; leave out the images")
+        undo(options.undo)
+        return
     check(options)
     inputs = [*options.paths, *options.from_file]
     check_output(options.output, inputs, overwrite=options.overwrite)
@@ -83,7 +93,7 @@ def command(**given: Any) -> None:
                 have = ",".join(earlier.fields or ())
                 raise click.UsageError(f"the rows in {options.resume} have the fields {have}; --fields differs")
             options.fields = earlier.fields or options.fields
-        count = Count(done=earlier.rows, failed=earlier.failed)
+        count, actions = Count(done=earlier.rows, failed=earlier.failed), None
         first = next(names, None)
         if first is None and not earlier.rows:
             skipped.say()
@@ -95,6 +105,7 @@ def command(**given: Any) -> None:
             model = WeightsInfo.of(scorer.config, scorer.checksum)
             if options.resume is not None:
                 earlier.check(model, scorer.preprocess.patches, path=options.output)
+            actions = open_actions(options, model)
             began = time.monotonic()
             scores = scored(options, scorer, chain([first], names), cache)
             # The first score before anything is written: weights that fit nothing are refused without a trace.
@@ -107,17 +118,21 @@ def command(**given: Any) -> None:
             ):
                 for score in options.selection.apply(scores):
                     writer.write(score)
+                    if actions is not None:
+                        actions.take(score)
                     if options.explain is not None and not isinstance(score, FailedScore):
                         explain(scorer, score, options.explain)
                 if count.interrupted:
                     raise KeyboardInterrupt
+            if actions is not None:
+                actions.finish()
             if options.verbose:
                 say_how_long_it_took(time.monotonic() - began, count.done - earlier.rows, scorer, cache)
     if not options.quiet:
         skipped.say()
-    if count.failed:
-        if not options.quiet:
-            click.echo(f"{count.failed} of {count.done} images could not be scored", err=True)
+    if count.failed and not options.quiet:
+        click.echo(f"{count.failed} of {count.done} images could not be scored", err=True)
+    if count.failed or (actions is not None and actions.refused):
         sys.exit(1)
 
 
@@ -282,6 +297,15 @@ def text_writer(
     if kind == "paths":
         return PathsWriter(stream, "\0" if options.null else "\n")
     return TableWriter(stream, model, live=options.streaming and stream.isatty())
+
+
+def open_actions(options: SimpleNamespace, model: WeightsInfo) -> Actions | None:
+    """What is to be done with the images besides scoring them."""
+    if options.transfer is None and not options.write_xmp:
+        return None
+    from grmp_score.cli.actions import Actions
+
+    return Actions(options, model)
 
 
 def open_cache(options: SimpleNamespace) -> ScoreCache:

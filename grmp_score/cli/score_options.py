@@ -56,6 +56,7 @@ HEADINGS = {
     "from_file": "Inputs",
     "output_format": "Output",
     "sort": "Selection",
+    "copy_to": "Acting on the scores",
     "resume": "Going on, and not doing things twice",
     "model": "Model",
     "device": "Speed",
@@ -103,6 +104,32 @@ score_options = all_of(
     click.option("--min-score", type=float, metavar="X", help="Only images that score X or more."),
     click.option("--max-score", type=float, metavar="X", help="Only images that score X or less."),
     click.option(
+        "--copy-to",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        help="Copy the images shown to this folder, with their XMP sidecars.  Nothing is written over; a log for "
+        "--undo is left there.",
+    ),
+    click.option(
+        "--move-to", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Or move them."
+    ),
+    click.option(
+        "--link-to", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Or make symbolic links."
+    ),
+    click.option(
+        "--undo",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="LOG",
+        help="Take back what a log of --copy-to, --move-to or --link-to says; nothing is scored.",
+    ),
+    click.option(
+        "--write-xmp",
+        is_flag=True,
+        help="Write stars and score into the XMP sidecars of the images shown: the one that is there, else "
+        "IMG.jpg.xmp, or IMG.xmp for camera RAW.  Images stay as they are, and so does another rating that an "
+        "image has, unless with --overwrite.",
+    ),
+    click.option(
         "--resume",
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE",
@@ -148,8 +175,8 @@ def check(options: SimpleNamespace) -> None:
 
     Args:
         options: what was given, by the names of the parameters.  ``output_format`` becomes the one that is used,
-            ``fields`` a tuple where some were given; new are ``selection``, and ``streaming``: whether rows go to
-            stdout one by one.
+            ``fields`` a tuple where some were given; new are ``selection``, ``transfer`` (how and where to the
+            images go, or None), and ``streaming``: whether rows go to stdout one by one.
 
     Raises:
         click.UsageError: some options do not go together.
@@ -178,6 +205,13 @@ def check(options: SimpleNamespace) -> None:
     ):
         if wrong:
             raise click.UsageError(message)
+    ways = [("copy", o.copy_to), ("move", o.move_to), ("link", o.link_to)]
+    chosen = [(how, folder) for how, folder in ways if folder is not None]
+    if len(chosen) > 1:
+        raise click.UsageError("--copy-to, --move-to and --link-to exclude each other")
+    o.transfer = chosen[0] if chosen else None
+    if o.resume is not None and (o.transfer or o.write_xmp):
+        raise click.UsageError("--resume scores what is missing; act on the scores in a run without it")
     o.output_format = kind
     if o.fields is not None:
         try:

@@ -121,7 +121,7 @@ def _open(file: IO[bytes], name: str | None, max_pixels: int | None) -> Image.Im
             return read_tiff(file, max_pixels)
     elif header.startswith(b"\x89PNG"):
         file, profile = plain_png(file)
-    image = _open_with_pillow(file, max_pixels)
+    image = open_with_pillow(file, max_pixels)
     if image is None:
         if kind == "tiff":
             return read_tiff(file, max_pixels)
@@ -137,7 +137,7 @@ def _open(file: IO[bytes], name: str | None, max_pixels: int | None) -> Image.Im
     return image
 
 
-def _open_with_pillow(file: IO[bytes], max_pixels: int | None) -> Image.Image | None:
+def open_with_pillow(file: IO[bytes], max_pixels: int | None) -> Image.Image | None:
     """By the first of Pillow's readers that knows the file, pixels not yet loaded; None where none does.
 
     `PIL.Image.open` would do, but its limit of pixels is a setting of the whole process, and ours is the caller's.
@@ -201,7 +201,7 @@ def _read_jxl(file: IO[bytes], max_pixels: int | None) -> Image.Image:
     except ImportError as error:
         raise MissingExtraError("reading JPEG XL images", "pillow-jxl-plugin", "jxl") from error
     try:
-        image = _open_with_pillow(file, max_pixels)
+        image = open_with_pillow(file, max_pixels)
         if image is not None:
             image.load()
             return image

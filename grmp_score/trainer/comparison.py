@@ -257,12 +257,20 @@ def _common(scorer: Scorer, labels: Labels, config: ProtocolConfig, split_by: st
     return {
         "test_share": config.test_share,
         "split_by": split_by,
-        "labels_sha256": sha256_of(labels.source),
+        "labels_sha256": _labels_sha256(labels),
         "higher_is_better": labels.higher_is_better,
         "model_checksum": scorer.checksum,
         "preprocess": dataclasses.asdict(scorer.preprocess),
         "background": scorer.background,
     }
+
+
+def _labels_sha256(labels: Labels) -> str:
+    """Of the file; where the labels are no file, of what it would hold."""
+    if labels.source.is_file():
+        return sha256_of(labels.source)
+    table = [list(map(str, labels.paths)), labels.scores.tolist()]
+    return hashlib.sha256(json.dumps(table).encode()).hexdigest()
 
 
 def _identity(

@@ -1,4 +1,4 @@
-"""A user's own labels: a CSV of images and scores."""
+"""A user's own labels: a CSV of images and scores, or a folder of rated images."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Labels:
     """Images with opinion scores, in the order of the file.
 
     Attributes:
-        source: the CSV.
+        source: the CSV, or the folder (see `grmp_score.trainer.data.folders`).
         paths: image files [n].
-        rows: number of each image's (first) row in the CSV [n].
+        rows: number of each image's (first) row in the CSV [n]; of the image, in a folder.
         scores: float64 [n] in the file's own unit; with several raters the mean opinion.
-        score_column: name of the column they come from.
+        score_column: name of the column they come from, or ``"stars"``, ``"pick"``, ``"good"``.
         higher_is_better: False for DMOS-like scores.
         direction_given: whether somebody said so, and not only the name of the column.
         columns: the other columns by name, n cells each; with several raters those that do not differ among the
@@ -51,6 +51,7 @@ class Labels:
         references: name of the photo that each image is a version of [n]; an image whose name is empty is a version
             of nothing else.  Versions of one photo are never trained and tested on (`splits`).  Empty when nothing
             is known.
+        notes: what was found in a folder and what was ignored, a sentence each.
     """
 
     source: Path
@@ -64,6 +65,7 @@ class Labels:
     ratings: NDArray[np.float64] | None = None
     references: tuple[str, ...] = ()
     direction_given: bool = True
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -88,6 +90,7 @@ class Labels:
             None if self.ratings is None else self.ratings[positions],
             tuple(self.references[i] for i in positions) if self.references else (),
             self.direction_given,
+            self.notes,
         )
 
     @property
@@ -150,11 +153,12 @@ def read_labels(
     reference_column: str | None = None,
     minimum: int = 5,
 ) -> Labels:
-    """Reads labels from a CSV with a header.
+    """Reads labels from a CSV with a header, or takes the ratings of the images in a folder.
 
     Args:
         path: the CSV: commas, semicolons or tabs; UTF-8 with or without BOM.  A column `RATER_COLUMN` makes it one
-            row per image and rater, and the label of an image the mean of its ratings as they are.
+            row per image and rater, and the label of an image the mean of its ratings as they are.  Or a folder,
+            whose images' ratings in XMP and EXIF are the labels (see `read_rated_folder`; nothing else is given).
         images: folder that relative image paths start from; None for the CSV's.
         image_column: None finds the one of `IMAGE_COLUMNS`, without regard to case.
         score_column: None finds the one of `SCORE_COLUMNS`.
@@ -167,6 +171,16 @@ def read_labels(
         DataError: one line with file, row, value, what was expected, and the remedy.
     """
     named = [name for name in (image_column, score_column, reference_column) if name is not None]
+    if os.path.isdir(path):
+        from grmp_score.trainer.data.folders import read_rated_folder
+
+        if named or images is not None or lower_is_better is not None:
+            raise DataError(
+                "is a folder of rated images, and has no columns",
+                path=path,
+                hint="Name a CSV, or leave out what says how to read one",
+            )
+        return read_rated_folder(path, minimum=minimum)
     table = read_table(path, {*IMAGE_COLUMNS, *SCORE_COLUMNS, RATER_COLUMN, *named})
     image_at = _column(table, "image", image_column, IMAGE_COLUMNS)
     score_at = _column(table, "score", score_column, SCORE_COLUMNS)
