@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from grmp_score.model.quality_clip import QualityCLIP
 
 #: Part of every cache key: to be raised whenever the same weights and the same image give another score.
-SCORING_VERSION = 2
+SCORING_VERSION = 3
 
 
 @dataclass(frozen=True)
