@@ -11,6 +11,7 @@ from typing import Any
 import make_mini
 import numpy as np
 import pytest
+import torch
 from captions import class_scenes
 from click.testing import CliRunner
 from make_mini import Paths, Recipe, calibrate, share_in_order
@@ -98,7 +99,8 @@ def test_from_inputs_to_a_model_that_scores(paths: Paths, monkeypatch: pytest.Mo
     assert set(made.config.results["stage_1"]) == set(make_mini.KINDS)
     assert made.config.results["validation"]["n"] == 8 and made.config.results["test"]["n"] == 12
     assert made.config.results["order"]["references"] == 1
-    assert made.card and made.config.training["stage_2"]["labels"] == "labels.csv"
+    assert made.card and made.config.training["stage_2"]["labels"] == "labels-1.csv"
+    assert made.config.training["mean_of_runs"]["source_shares"] == [[0.0, 0.25], [0.5, 0.75]]
     assert 0 <= Scorer(made).score(photo(7)).value <= 1
     with open(paths.work / "train.csv") as train, open(paths.work / "validation.csv") as validation:
         names = [{row["image"] for row in csv.DictReader(file)} for file in (train, validation)]
@@ -169,3 +171,12 @@ def test_the_recipe_is_what_it_says() -> None:
     recipe = Recipe()
     assert isinstance(recipe.stage_2, FewShotConfig) and recipe.stage_2.train == "blocks"
     assert recipe.chosen in make_mini.KINDS and recipe.preprocess.patches == 8
+
+
+def test_mean_of_models() -> None:
+    """Each parameter with its part; the parts are as they were given."""
+    models = [torch.nn.Linear(1, 1, bias=False) for _ in range(3)]
+    for model, value in zip(models, (1.0, 10.0, 100.0), strict=True):
+        torch.nn.init.constant_(model.weight, value)
+    mean = make_mini.mean_of(list(zip(models, (0.25, 0.25, 0.5), strict=True)))  # type: ignore[arg-type]
+    assert mean.weight.item() == pytest.approx(52.75)

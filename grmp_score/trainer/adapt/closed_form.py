@@ -167,38 +167,29 @@ def fit_projection(
     rows = np.column_stack([group / s for group, s in zip(groups, scale, strict=True)])  # [n, D + last]
     coefficients, deviation = average_posterior(fixed, rows, SLOPE * (towards_normal(targets) - 0.5))
     on_projected, on_top = deviation[: len(u)] / scale[0], deviation[len(u) :] / scale[1]
-    on_f = torch.from_numpy(on_projected).to(u) + coefficients[1] * u
-    margin = projection @ on_f  # times |f|, as a function of z
+    # The intercept is the same for all images if it is a share of |f|: the function of f nearest to that is taken.
+    every = np.concatenate(features)  # [n C, D]
+    nearest = fit_ridge(every, np.linalg.norm(every, axis=1))
+    on_f = torch.from_numpy(on_projected + coefficients[0] * nearest.weights).to(u) + coefficients[1] * u
+    margin = projection @ on_f  # times |f|, as a function of z, with a constant
     margin[-last:] += torch.from_numpy(on_top).to(u) / gain
-    return write_margin(
-        projection, margin, coefficients[0], features=np.concatenate(features), axis=axis, scenes=scenes
-    )
+    constant = coefficients[0] * nearest.intercept
+    return _write(projection, margin, constant, every, axis, scenes)
 
 
-def write_margin(
-    proj: Tensor, margin: Tensor, constant: float, *, features: Array, axis: Tensor, scenes: Tensor
+def _write(
+    projection: Tensor, margin: Tensor, constant: float, features: Array, axis: Tensor, scenes: Tensor
 ) -> Projection:
-    """The projection after which the margin of the quality logits is ``margin . z / |f| + constant``.
-
-    Args:
-        proj: [F, D], float64, of the model before.
-        margin: [F], float64.
-        constant: the same for all images.
-        features: f of many crops [m, D], before.
-        axis, scenes: of `fit_projection`.
-    """
-    # The constant is the same for all images if it is a share of |f|: the function of f nearest to that is taken.
-    nearest = fit_ridge(features, np.linalg.norm(features, axis=1))
-    margin = margin + proj @ torch.from_numpy(constant * nearest.weights).to(proj)
+    """The model whose margin times ``|f|`` is ``margin . z + constant``; ``features`` [m, D] are all crops'."""
     length = float(axis.double().norm())
-    a = (axis.double() / length).to(proj)
-    new = proj + (margin / length - proj @ a)[:, None] * a
+    a = (axis.double() / length).to(projection)
+    new = projection + (margin / length - projection @ a)[:, None] * a
     spare = _least_used(features, torch.cat([a[None], scenes.to(a)]).cpu().numpy())
     if spare is not None:
         v = torch.from_numpy(spare).to(a)
-        new += (proj @ a - proj @ v)[:, None] * v
-    # A shift of z that moves f along the axis alone (exactly, where F >= D and proj has full rank).
-    wanted = constant * nearest.intercept / length * a
+        new += (projection @ a - projection @ v)[:, None] * v
+    # The constant: a shift of z that moves f along the axis alone (exactly, where F >= D and proj has full rank).
+    wanted = constant / length * a
     shift = torch.linalg.lstsq(new.T.cpu(), wanted[:, None].cpu(), rcond=1e-5, driver="gelsd").solution[:, 0]
     return Projection(new.float(), shift.float().to(new.device))
 
