@@ -11,6 +11,7 @@ from typing import Any
 import make_mini
 import numpy as np
 import pytest
+import tables
 import torch
 from captions import class_scenes
 from click.testing import CliRunner
@@ -171,6 +172,30 @@ def test_the_recipe_is_what_it_says() -> None:
     recipe = Recipe()
     assert isinstance(recipe.stage_2, FewShotConfig) and recipe.stage_2.train == "blocks"
     assert recipe.chosen in make_mini.KINDS and recipe.preprocess.patches == 8
+
+
+def test_tables(paths: Paths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each prints a row per run, and does not repeat those that are there."""
+    make_mini.run(paths, TINY, ("split", "prepare", "base", "stage-1", "read"))
+    small = {"Recipe": lambda: TINY, "SEEDS": 1, "SHOTS": (6,), "LAMBDAS": (0.0, 1.0), "PASSES": 6}
+    for name, value in {**small, "DRAWN_FROM": 16, "TESTED": 8}.items():
+        monkeypatch.setattr(tables, name, value)
+    make_mini.write_csv(
+        tmp_path / "labels.csv",
+        ("image", "mos"),
+        ((paths.biq2021 / "Images" / f"ss0{1 + i % 3} ({i}).JPG", i * 7 % 24) for i in range(24)),
+    )
+    model = str(paths.work / "stage-1" / TINY.chosen)
+    for command, rows in (
+        (["stage-1"], 3),
+        (["few-shot"], 2),
+        (["blocks", "--labels", str(tmp_path / "labels.csv"), "--model", model, "--splits", "1"], 1),
+    ):
+        arguments = ["--work", str(paths.work), "--references", str(paths.references), *command]
+        printed = [CliRunner().invoke(tables.main, arguments, catch_exceptions=False).stdout for _ in range(2)]
+        found = [json.loads(line) for line in printed[0].splitlines()]
+        assert len(found) == rows and not printed[1], command
+        assert all(-1 <= v <= 1 for row in found for k, v in row.items() if k in ("validation", "blocks", "ridge"))
 
 
 def test_mean_of_models() -> None:
