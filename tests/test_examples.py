@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from grmp_score.cli.main import COMMANDS, DEFAULT, cli
+from grmp_score.sidecars.ratings import write_score
 from grmp_score.trainer.data import sources
 
 from .conftest import make_photo
@@ -81,10 +82,12 @@ def reason(line: str) -> str | None:
 def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the photos and labels that the examples name."""
     folder = tmp_path_factory.mktemp("things")
-    for name, count in (("photos", 8), ("clean", 5), ("labelled", 110), ("others", 8)):
+    for name, count in (("photos", 8), ("clean", 5), ("labelled", 110), ("others", 8), ("keep", 4), ("reject", 4)):
         (folder / name).mkdir()
         for i in range(count):
-            make_photo(64, 48, seed=i).save(folder / name / f"{i}.jpg")
+            make_photo(64, 48, seed=i + 50 * (name == "reject")).save(folder / name / f"{i}.jpg")
+    for i in range(8):
+        write_score(str(folder / "photos" / f"{i}.jpg"), 0.5, 1 + i % 5)
     make_photo().save(folder / "adapt", format="JPEG")
     shutil.copy(folder / "photos" / "0.jpg", folder / "holiday.jpg")
     (folder / "list.txt").write_text("".join(f"photos/{i}.jpg\n" for i in range(4)))

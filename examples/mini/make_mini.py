@@ -318,10 +318,14 @@ def read_again(paths: Paths, recipe: Recipe) -> Activations:
     return Activations(**columns, plain=recipe.stage_2.crops_per_image)
 
 
-def read_column(paths: Paths, name: str, parts: tuple[str, ...] = ("train", "validation")) -> Tensor:
-    """One kind of what `read` writes."""
+def read_column(
+    paths: Paths, name: str, parts: tuple[str, ...] = ("train", "validation"), photos: int | None = None
+) -> Tensor:
+    """One kind of what `read` writes; of the first ``photos`` where their number is given."""
     files = [f for part in parts for f in sorted(paths.work.glob(f"activations/{part}-*.safetensors"))]
-    return torch.cat([load_file(file)[name] for file in files])  # mapped, not read
+    if photos is not None:
+        files = files[: -(-photos // PART)]
+    return torch.cat([load_file(file)[name] for file in files])[:photos]
 
 
 def adjust_labels(paths: Paths, recipe: Recipe) -> None:

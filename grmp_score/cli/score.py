@@ -55,8 +55,9 @@ def command(**given: Any) -> None:
     as it is scored; one that cannot be read gives a row with the reason, and the run goes on.
 
     The score is the mean probability of "high quality" over the patches of an image.  The standard error is its
-    spread over them: two images whose scores differ by less cannot be told apart.  The verdict says how the score
-    compares with those of clean and of heavily distorted reference photos; models without such figures give none.
+    spread over them: two images whose scores differ by less cannot be told apart.  The verdict is the grade that
+    people would give, for models trained on their opinion, or says how the score compares with those of clean and
+    of heavily distorted reference photos; models without such figures give none.
 
     \b
     Examples:

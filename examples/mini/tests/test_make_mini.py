@@ -189,7 +189,10 @@ def test_tables(paths: Paths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     for command, rows in (
         (["stage-1"], 3),
         (["few-shot"], 2),
-        (["blocks", "--labels", str(tmp_path / "labels.csv"), "--model", model, "--splits", "1"], 1),
+        (
+            ["blocks", "--labels", str(tmp_path / "labels.csv"), "--model", model, "--splits", "1", "--shots", "6"],
+            1,
+        ),
     ):
         arguments = ["--work", str(paths.work), "--references", str(paths.references), *command]
         printed = [CliRunner().invoke(tables.main, arguments, catch_exceptions=False).stdout for _ in range(2)]
