@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,18 @@ class Browser:
             "field.dispatchEvent(new Event('input', {bubbles: true}))"
         )
 
+    def press(self, *keys: str) -> None:
+        """Presses keys one after another, as a keyboard does; ``Tab``, ``Enter``, ``Escape`` and arrows by name."""
+        codes = {"Tab": "\ue004", "Enter": "\ue007", "Escape": "\ue00c", "Left": "\ue012", "Right": "\ue014"}
+        strokes = [(kind, codes.get(key, key)) for key in keys for kind in ("keyDown", "keyUp")]
+        actions = [{"type": kind, "value": value} for kind, value in strokes]
+        self._call("actions", actions=[{"type": "key", "id": "keyboard", "actions": actions}])
+
+    def wait(self, condition: str) -> None:
+        """Until an expression of JavaScript is true, at most for the two minutes that a script may take."""
+        look = f"(function look() {{ ({condition}) ? done() : setTimeout(look, 20) }})()"
+        self.run(f"return new Promise(done => {look})")
+
     def complaints(self) -> list[str]:
         """What the console says: errors of scripts, and what the page's policy has blocked."""
         return [entry["message"] for entry in self._call("se/log", type="browser")]
@@ -76,7 +89,12 @@ def browser(
     }
     if phone:
         options["mobileEmulation"] = {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 2}}
-    wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+    wanted = {
+        "browserName": "chrome",
+        "timeouts": {"script": 120_000},
+        "goog:chromeOptions": options,
+        "goog:loggingPrefs": {"browser": "ALL"},
+    }
     with subprocess.Popen(
         [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as driver:
@@ -97,5 +115,9 @@ def _post(url: str, body: dict[str, Any] | None, *, method: str = "POST") -> Any
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
     local = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
-    with local.open(request, timeout=120) as answer:
-        return json.loads(answer.read())["value"]
+    try:
+        with local.open(request, timeout=150) as answer:
+            return json.loads(answer.read())["value"]
+    except urllib.error.HTTPError as error:
+        with error:
+            raise RuntimeError(json.loads(error.read())["value"]["message"].splitlines()[0]) from None

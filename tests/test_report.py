@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -31,6 +32,7 @@ from grmp_score.report.links import AllowedFiles, link
 from grmp_score.report.rows import WeightsInfo
 from grmp_score.score import FailedScore, Score, verdict_of
 from grmp_score.scorer import Scorer
+from grmp_score.trainer.data.labels import Labels
 
 from .conftest import Photo
 
@@ -209,6 +211,38 @@ def test_what_a_page_shows(photo: Photo, tmp_path: Path) -> None:
         assert expected in words
     assert words.count("★ best shot") == 1 and "burst 1" in words and "median 0.50" in words.lower()
     assert "in/broken.jpg" in words and "cannot decode <it>" in words
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_labels_stand_beside_the_scores(photo: Photo, tmp_path: Path, higher_is_better: bool) -> None:
+    """Ranks by the model and by the labels among the images that have one; the others stay as they are."""
+    scores = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4, "none": 0.5}
+    liked = {"a": 4.0, "b": 1.0, "c": 2.0, "d": 3.0}  # the model puts a last, its label first: 3 of 4 ranks lower
+    sign = 1 if higher_is_better else -1
+    labels = Labels(
+        tmp_path / "mine.csv",
+        tuple(tmp_path / f"{name}.jpg" for name in liked),
+        (2, 3, 4, 5),
+        np.array([sign * value for value in liked.values()]),
+        "mos",
+        higher_is_better,
+    )
+    target = tmp_path / "page.html"
+    with gallery_of(
+        *((str(tmp_path / f"{n}.jpg"), v, photo(60, 40, i)) for i, (n, v) in enumerate(scores.items()))
+    ) as g:
+        write_page(target, g, INFO, labels)
+    page = Page(target.read_text(encoding="utf-8"))
+    gaps = {c["data-name"]: float(c["data-gap"]) for c in page.cards()}
+    assert gaps == {"a.jpg": 0.75, "b.jpg": 0.25, "c.jpg": 0.25, "d.jpg": 0.25, "none.jpg": 0}
+    words = " ".join(" ".join(data for tag, data in page.texts if tag == "p").split())
+    assert (
+        f"your label {sign * 4}: ranked 75 % lower" in words
+        and f"your label {sign * 1}: ranked 25 % higher" in words
+    )
+    assert "disagreement with your labels" in " ".join(data for tag, data in page.texts if tag == "option")
+    headings = [a["id"] for a in page.all("h2")]
+    assert "disputed" in headings
 
 
 def test_a_page_fetches_nothing(photo: Photo, tmp_path: Path) -> None:

@@ -108,6 +108,23 @@ def test_complaints_are_heard(desktop: Browser) -> None:
     assert any("Content Security Policy" in message for message in desktop.complaints())
 
 
+def test_picks_of_a_burst_are_saved(page: str, tmp_path: Path) -> None:
+    """The best shot is picked at first; the space bar picks another, and the list holds both paths."""
+    with browser(tmp_path, width=1280, height=900) as window:
+        window.open(page)
+        window.run(
+            "window.saved = new Promise(done => {"
+            "URL.createObjectURL = blob => { blob.text().then(done); return '#' } })"
+        )
+        pressed = "return [...document.querySelectorAll('.pick')].map(b => b.getAttribute('aria-pressed'))"
+        assert window.run(pressed) == ["true", "false", "false"]
+        window.run("document.querySelectorAll('.pick')[1].focus()")
+        window.press(" ")
+        assert window.run(pressed) == ["true", "true", "false"]
+        window.run("document.getElementById('export').click()")
+        assert window.run("return window.saved") == f"{HOSTILE[2]}\n{HOSTILE[1]}\n"
+
+
 def test_on_a_phone(page: str, tmp_path: Path) -> None:
     """At phone width nothing is cut off at the side, two images stand side by side, and text is readable."""
     with browser(tmp_path, width=390, height=844, phone=True) as window:

@@ -44,6 +44,13 @@ _OUTSIDE = (
 )
 @overwrite_option
 @exclude_option
+@click.option(
+    "--labels",
+    "labels_from",
+    type=click.Path(path_type=Path),
+    help="Your own labels, a CSV or a folder of rated images: shown next to the scores, with where both disagree "
+    "most.",
+)
 @click.option("--title", help="Heading of the page.  [default: the names of PATHS]")
 @click.option(
     "--thumbnail",
@@ -63,6 +70,7 @@ def command(
     output: Path,
     overwrite: bool,
     exclude: tuple[str, ...],
+    labels_from: Path | None,
     title: str | None,
     thumbnail: int,
     cache: Path | None,
@@ -71,20 +79,22 @@ def command(
     """Score images and write one web page about them.
 
     The page holds a thumbnail of every image, sortable and filterable by score, a histogram, the best and the
-    worst, near duplicates with the best shot marked, and what could not be scored.  It is one file that needs no
-    network, about 10 KB per image.  Links lead to the images where they are.  PATHS are as for grmp-score score;
-    links that lead out of them are not followed.  Ctrl-C ends the run with a page of what is done.
+    worst, near duplicates with the best shot marked, and what could not be scored.  Of near duplicates you can pick
+    those to keep and save their paths as a list.  It is one file that needs no network, about 10 KB per image.
+    Links lead to the images where they are.  PATHS are as for grmp-score score; links that lead out of them are not
+    followed.  Ctrl-C ends the run with a page of what is done.
 
     \b
     Examples:
       grmp-score report photos/ -o report.html
       grmp-score report photos/ -o summer.html --title "Summer" --cache scores.sqlite
+      grmp-score report photos/ --labels mine.csv --model my-camera -o taste.html
 
     Exit status: 0 everything was scored, 1 something could not be (named in the page), 2 wrong usage.
     """
     if not output.absolute().parent.is_dir():
         raise click.UsageError(f"cannot write {output}: no such folder")
-    check_output(output, paths, overwrite=overwrite)
+    check_output(output, [*paths, *([] if labels_from is None else [labels_from])], overwrite=overwrite)
     # A file named twice, or by itself and by its folder, is one image.
     files = list(
         {
@@ -102,6 +112,11 @@ def command(
     from grmp_score.report.rows import WeightsInfo
     from grmp_score.score import FailedScore
 
+    labels = None
+    if labels_from is not None:
+        from grmp_score.trainer.data.labels import read_labels
+
+        labels = read_labels(labels_from)
     scorer = open_scorer(given)
     may_be_shown = AllowedFiles(paths)
     with (
@@ -133,7 +148,7 @@ def command(
             created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
             note=f"Stopped after {done} of {len(files)} images." if stopped else "",
         )
-        write_page(output, gallery, info)
+        write_page(output, gallery, info, labels)
     failed = len(gallery.failures)
     click.echo(f"{output}: {len(gallery.images)} images", err=True)
     if stopped:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -28,8 +29,11 @@ from grmp_score.report.rows import WeightsInfo
 from grmp_score.report.text import TEMPLATES, count, short_names, templates
 from grmp_score.score import Score
 
+if TYPE_CHECKING:
+    from grmp_score.trainer.data.labels import Labels
+
 _BINS = 20
-#: Images shown as the best, and as the worst.
+#: Images shown as the best, as the worst, and as those that the labels disagree about.
 _EXTREMES = 6
 #: Longer side of the thumbnails of bursts, which lie in the page a second time.
 _SMALL = 120
@@ -65,6 +69,9 @@ class Entry:
         url: of the image itself; None where a browser cannot open it.
         burst: number of the burst that it belongs to, from 1; None if it belongs to none.
         best_of_burst: whether it is the best one of its burst.
+        label: somebody's own score for it, in the unit of the labels; None where there is none.
+        gap: share of the labelled images that the model puts below it, less that of the labels, -1..1; positive
+            where the model likes it better.
     """
 
     index: int
@@ -73,6 +80,8 @@ class Entry:
     url: str | None
     burst: int | None = None
     best_of_burst: bool = False
+    label: float | None = None
+    gap: float = 0.0
 
     @property
     def score(self) -> Score:
@@ -92,7 +101,7 @@ def _best_first(entry: Entry) -> tuple[float, int]:
 class Page:
     """What the template is filled with."""
 
-    def __init__(self, gallery: Gallery, folder: str) -> None:
+    def __init__(self, gallery: Gallery, folder: str, labels: Labels | None = None) -> None:
         self._gallery = gallery
         names = short_names([image.path for image in gallery.images])
         self._entries = [
@@ -108,6 +117,27 @@ class Page:
         for number, burst in enumerate(self.bursts, start=1):
             for entry in burst:
                 entry.burst, entry.best_of_burst = number, entry is burst[0]
+        self.labelled = [] if labels is None else self._add_labels(labels)
+
+    def _add_labels(self, labels: Labels) -> list[Entry]:
+        """The images that have a label, those that model and labels disagree about most first."""
+        from scipy.stats import rankdata
+
+        known = {os.path.realpath(path): score for path, score in zip(labels.paths, labels.scores, strict=True)}
+        found = [entry for entry in self._entries if os.path.realpath(entry.image.path) in known]
+        for entry in found:
+            entry.label = float(known[os.path.realpath(entry.image.path)])
+        sign = 1 if labels.higher_is_better else -1
+        by_model = rankdata([entry.score.value for entry in found])
+        by_labels = rankdata([sign * known[os.path.realpath(entry.image.path)] for entry in found])
+        for entry, ours, theirs in zip(found, by_model, by_labels, strict=True):
+            entry.gap = float(ours - theirs) / len(found)
+        return sorted(found, key=lambda entry: (-abs(entry.gap), entry.index))
+
+    @property
+    def disputed(self) -> list[Entry]:
+        """Where model and labels disagree most."""
+        return [entry for entry in self.labelled[:_EXTREMES] if entry.gap]
 
     @property
     def spare(self) -> int:
@@ -149,13 +179,14 @@ class Page:
         return data_uri(data), *size
 
 
-def write_page(target: Path, gallery: Gallery, info: ReportInfo) -> None:
+def write_page(target: Path, gallery: Gallery, info: ReportInfo, labels: Labels | None = None) -> None:
     """Writes the page, complete or not at all.
 
     Args:
         target: HTML file; links to images are relative to its folder where possible.
         gallery: the images, whose thumbnails are read one by one.
         info: what else it says.
+        labels: somebody's own scores of some of the images, to be shown next to the model's.
 
     Raises:
         GrmpScoreError: the page cannot be written.
@@ -165,7 +196,7 @@ def write_page(target: Path, gallery: Gallery, info: ReportInfo) -> None:
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     pieces = environment.get_template("page.html").generate(
-        page=Page(gallery, os.path.abspath(target.parent)),
+        page=Page(gallery, os.path.abspath(target.parent), labels),
         info=info,
         style=style,
         script=script,

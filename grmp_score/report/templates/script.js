@@ -8,6 +8,7 @@
     card,
     score: Number(card.dataset.score),
     file: Number(card.dataset.file),
+    gap: Number(card.dataset.gap),
     name: card.dataset.name,
     lower: card.dataset.name.toLowerCase(),
     spare: "spare" in card.dataset,
@@ -18,6 +19,7 @@
     worst: (a, b) => a.score - b.score || a.file - b.file,
     name: (a, b) => names(a.name, b.name) || a.file - b.file,
     file: (a, b) => a.file - b.file,
+    gap: (a, b) => b.gap - a.gap || a.file - b.file,
   };
   let order = "best";
 
@@ -47,6 +49,20 @@
     }
     count.textContent = shown + " of " + cards.length + " images shown";
   }
+
+  const picks = Array.from(document.querySelectorAll(".pick"));
+  for (const pick of picks) {
+    pick.hidden = field("picking").hidden = false;
+    pick.addEventListener("click", () => pick.setAttribute("aria-pressed", pick.getAttribute("aria-pressed") !== "true"));
+  }
+  if (picks.length) field("export").addEventListener("click", () => {
+    const kept = picks.filter((pick) => pick.getAttribute("aria-pressed") === "true");
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob(kept.map((pick) => pick.dataset.path + "\n"), { type: "text/plain" }));
+    link.download = "picks.txt";
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
 
   form.addEventListener("input", update);
   form.addEventListener("submit", (event) => event.preventDefault());
