@@ -37,9 +37,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("errors", "config", "display", "files", "images", "score", "weights", "explain", "scorer"),
         *("trainer",),
     },
+    "label": {"errors", "display", "files", "images", "model", "scorer", "trainer", "report", "weights"},
     "cli": {
         *("errors", "config", "display", "files", "images", "model", "score", "weights", "pipeline", "scorer"),
-        *("integrations", "sidecars", "trainer", "report"),
+        *("integrations", "sidecars", "trainer", "report", "label"),
     },
 }
 

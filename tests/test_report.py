@@ -24,6 +24,7 @@ from PIL import Image, ImageFilter
 
 from grmp_score import GrmpScoreError
 from grmp_score.cli.main import cli
+from grmp_score.config import LabelScale
 from grmp_score.display import html_templates
 from grmp_score.files import replacing
 from grmp_score.report.gallery import Gallery
@@ -292,6 +293,17 @@ def test_pages_of_nothing_and_of_one(photo: Photo, tmp_path: Path) -> None:
     assert "No image could be scored" in (tmp_path / "none.html").read_text(encoding="utf-8")
     page = page_of(gallery_of(("a.jpg", 1.0, photo())), tmp_path / "one.html")
     assert len(page.all("img")) == 1 and "best" not in {a.get("id") for a in page.all("h2")}
+
+
+def test_an_adapted_model_shows_labels(photo: Photo, tmp_path: Path) -> None:
+    """Of every image the score on the scale of the labels, and which scale that is."""
+    info = dataclasses.replace(INFO, weights=WeightsInfo("mine", "0123", LabelScale(1, 5)))
+    with Gallery(64) as gallery:
+        gallery.keep_thumbnail("a.jpg", photo())
+        gallery.add(Score(0.5, 0.1, 0.03, (0.5,), "a.jpg", 80, 60, label=3.0))
+        write_page(tmp_path / "report.html", gallery, info)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "labels from 1 to 5\n(higher is better)" in text and "<span>label 3.000</span>" in text
 
 
 def test_a_page_that_cannot_be_written(photo: Photo, tmp_path: Path) -> None:

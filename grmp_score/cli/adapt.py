@@ -199,6 +199,7 @@ def command(
     if config.train_visual_prompts and not scorer.config.prompts.n_visual:
         raise click.UsageError(f"--train-visual-prompts: {scorer.config.name} has no visual prompts")
     from grmp_score.report.adaptation import write_summary
+    from grmp_score.report.folder import publish
     from grmp_score.report.text import direction, ends
     from grmp_score.trainer.data.splits import divide
 
@@ -207,8 +208,13 @@ def command(
     try:
         adapted = _adapt(scorer, known, tested, config, work, resume)
         measured = adapted.results["measured_on"] == "test"  # not where all of a test file was left out
-        weights = _publish(
-            adapted, scorer.weights, output, name, model=given["model"], test=test if measured else None
+        weights = publish(
+            adapted,
+            scorer.weights,
+            folder=output.name,
+            name=name,
+            model=given["model"],
+            test=test if measured else None,
         )
         _write(adapted, weights, work, output, known.score_column)
     except KeyboardInterrupt:
@@ -294,45 +300,6 @@ def _adapt(
             shutil.rmtree(work)
 
 
-def _publish(
-    adapted: Adapted, start: Weights, folder: Path, name: str | None, *, model: str | None, test: Path | None
-) -> Weights:
-    """The adapted weights with their provenance, published figures and card.
-
-    Args:
-        adapted: what was learned.
-        start: from which weights.
-        folder: to be written.
-        name: of the new weights; None takes the folder's.
-        model: how the user named the start.
-        test: file of the test labels, if they have one of their own.
-    """
-    from grmp_score.report.adaptation import publishable
-    from grmp_score.report.card import adapter_sha256, model_card
-
-    old = adapted.scorer.config
-    stage = old.training["stage_2"]
-    settings = FewShotConfig(**stage["settings"])
-    in_effect = {
-        "lr": settings.learning_rate,
-        "crops_per_image": settings.crops_per_image or old.preprocess.patches,
-    }
-    stage = {
-        **stage,
-        "start_adapter_sha256": adapter_sha256(start),
-        "test": None if test is None else test.name,
-        "settings": {**stage["settings"], **in_effect},
-    }
-    config = dataclasses.replace(
-        old,
-        name=name or folder.name,
-        results=publishable(adapted.results, adapted.test_predictions),
-        training={**old.training, "stage_2": stage},
-    )
-    card = model_card(config, start, folder=folder.name, repo=_repository(model))
-    return dataclasses.replace(adapted.scorer.weights, config=config, card=card)
-
-
 def _write(adapted: Adapted, weights: Weights, work: Path, output: Path, unit: str) -> None:
     """Writes all files aside and moves the folder into place in one step."""
     from grmp_score.report.folder import write_folder
@@ -345,14 +312,6 @@ def _write(adapted: Adapted, weights: Weights, work: Path, output: Path, unit: s
         click.echo(f"Note: {note}", err=True)
     os.rename(folder, output)
     shutil.rmtree(work)
-
-
-def _repository(model: str | None) -> str | None:
-    """The Hub repository that ``--model`` names, if it does."""
-    from grmp_score.weights.folder import BUNDLED, CONFIG
-
-    local = model is None or Path(model).exists() or (BUNDLED / model / CONFIG).is_file()
-    return None if local else model
 
 
 def _farewell(context: click.Context, work: Path) -> str:

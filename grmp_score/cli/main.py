@@ -25,6 +25,7 @@ COMMANDS = {
     "info": ("info", "Show what a set of weights is."),
     "download": ("download", "Fetch a model of the Hub for use without a network."),
     "evaluate": ("evaluate", "Measure how well a model agrees with your own labels."),
+    "label": ("label", "Rate photos in the browser."),
     "adapt": ("adapt", "Learn what you call good from your own labels."),
     "protocol": ("protocol", "Compare methods on many splits of your labels."),
     "pretrain": ("pretrain", "Stage 1: meta-learn prompts over distortion types."),

@@ -26,7 +26,7 @@ from grmp_score.images.near_duplicates import near_duplicates
 from grmp_score.report.gallery import Gallery, ScoredImage
 from grmp_score.report.links import link
 from grmp_score.report.rows import WeightsInfo
-from grmp_score.report.text import TEMPLATES, count, short_names, templates
+from grmp_score.report.text import TEMPLATES, count, direction, number, short_names, templates
 from grmp_score.score import Score
 
 if TYPE_CHECKING:
@@ -114,9 +114,9 @@ class Page:
         by_name = sorted(self._entries, key=lambda entry: entry.image.path)
         groups = near_duplicates([entry.image.thumbnail.fingerprint for entry in by_name])
         self.bursts = [sorted((by_name[n] for n in group), key=_best_first) for group in groups]
-        for number, burst in enumerate(self.bursts, start=1):
+        for place, burst in enumerate(self.bursts, start=1):
             for entry in burst:
-                entry.burst, entry.best_of_burst = number, entry is burst[0]
+                entry.burst, entry.best_of_burst = place, entry is burst[0]
         self.labelled = [] if labels is None else self._add_labels(labels)
 
     def _add_labels(self, labels: Labels) -> list[Entry]:
@@ -192,7 +192,12 @@ def write_page(target: Path, gallery: Gallery, info: ReportInfo, labels: Labels 
         GrmpScoreError: the page cannot be written.
     """
     environment = templates()
-    environment.filters |= {"colour": css_colour, "count": count}
+    environment.filters |= {
+        "colour": css_colour,
+        "count": count,
+        "direction": direction,
+        "number": lambda value, scale: number(value, scale.maximum - scale.minimum),
+    }
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     pieces = environment.get_template("page.html").generate(

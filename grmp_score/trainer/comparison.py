@@ -185,7 +185,7 @@ def compare(
     activations: Activations | None = None
     if any(not method.reads_images for method, _, _ in missing):
         features = file.with_suffix(".features.safetensors")
-        activations = _activations(scorer, labels, features, lambda n: report(Step("reading", n, len(labels))))
+        activations = kept_activations(scorer, labels, features, lambda n: report(Step("reading", n, len(labels))))
     for cells in _by_run(missing):
         method, shots, split = cells[0]
         where = f"{shots} shots, split {split}, {method.name}"
@@ -327,7 +327,7 @@ def _measure(
     ).results
 
 
-def _activations(scorer: Scorer, labels: Labels, file: Path, progress: Callable[[int], None]) -> Activations:
+def kept_activations(scorer: Scorer, labels: Labels, file: Path, progress: Callable[[int], None]) -> Activations:
     """What methods that leave the image tower's blocks alone need of all images; kept in a file for later runs."""
     stats = [(str(path), status.st_size, status.st_mtime_ns) for path in labels.paths for status in [path.stat()]]
     key = hashlib.sha256(scorer.settings_key + json.dumps(stats).encode()).hexdigest()
