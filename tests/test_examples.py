@@ -32,6 +32,7 @@ NOT_RUN = {
     r"\.pt\b": "needs a real checkpoint of 600 MB; test_parity converts one of that layout",
     r"TID2013|KADID": "needs the data sets; test_sources and test_pretrain use small ones of their layout",
     r"(s3|gs|https?)://": "needs the network; addresses are tested on memory:// and a local server",
+    r"grmp-score label": "serves a page until Ctrl-C; test_label_browser rates photos with it",
     r"--ray": "needs Ray and minutes; test_ray runs a local cluster",
     r"ViT-B-16-quickgelu:openai": "needs OpenAI's weights; test_zero_shot uses a tiny architecture",
     r"protocol .*(live\.csv|--methods paper)": "trains in many cells; test_protocol_cli runs all methods on few",
