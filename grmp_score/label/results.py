@@ -36,7 +36,7 @@ def results(session: Session | PairSession) -> dict[str, Any]:
 
     said = sentences(learned, session.consistency())
     if len(after) < len(session.photos):
-        said.append(f"The order below is that of {len(after)} photos; the others have not been looked at yet.")
+        said.append(f"The order is that of {len(after)} photos; the others have not been looked at yet.")
     return {
         "sentences": said,
         "sections": [
