@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from grmp_score.cli.main import COMMANDS, DEFAULT, cli
-from grmp_score.sidecars.ratings import write_score
+from grmp_score.sidecars.xmp import EMPTY, XMP, Packet
 from grmp_score.trainer.data import sources
 
 from .conftest import make_photo
@@ -88,7 +88,8 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(count):
             make_photo(64, 48, seed=i + 50 * (name == "reject")).save(folder / name / f"{i}.jpg")
     for i in range(8):
-        write_score(str(folder / "photos" / f"{i}.jpg"), 0.5, 1 + i % 5)
+        rated = Packet(EMPTY).set(XMP, "xmp", "Rating", str(1 + i % 5))
+        (folder / "photos" / f"{i}.jpg.xmp").write_bytes(rated.data)
     make_photo().save(folder / "adapt", format="JPEG")
     shutil.copy(folder / "photos" / "0.jpg", folder / "holiday.jpg")
     (folder / "list.txt").write_text("".join(f"photos/{i}.jpg\n" for i in range(4)))

@@ -29,7 +29,8 @@ from grmp_score.label.results import results
 from grmp_score.label.server import listen, make_app, make_server, new_token
 from grmp_score.label.session import REPEAT_EVERY, Scale, Session
 from grmp_score.label.store import Label, LabelFile
-from grmp_score.sidecars.xmp import RDF, XMP
+from grmp_score.sidecars.ratings import write_score
+from grmp_score.sidecars.xmp import EMPTY, XMP, Packet
 
 from .conftest import make_photo
 
@@ -492,8 +493,8 @@ def test_stars_are_a_start(folder: Path) -> None:
     """Photos with stars get a label, rejected ones 0; what the rater has said already stays."""
     paths = photos_of(folder).paths
     for name, stars in (("0.png", 4), ("1.png", 2), ("2.png", -1)):
-        text = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}"><rdf:Description xmlns:xmp="{XMP}" '
-        (folder / f"{name}.xmp").write_text(text + f'xmp:Rating="{stars}"/></rdf:RDF></x:xmpmeta>')
+        (folder / f"{name}.xmp").write_bytes(Packet(EMPTY).set(XMP, "xmp", "Rating", str(stars)).data)
+    write_score(str(folder / "4.png"), 0.9, 5)  # a model's stars are nobody's
     file = LabelFile(folder.parent / "mine.csv")
     file.rate(Label(file.name_of(folder / "1.png"), 5.0, "ann", "", 1.0))
     assert (_take_stars(file, paths, "ann"), _take_stars(file, paths, "ann")) == (2, 0)

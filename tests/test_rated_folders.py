@@ -10,6 +10,8 @@ import pytest
 
 from grmp_score import read_labels
 from grmp_score.errors import DataError
+from grmp_score.sidecars.ratings import write_score
+from grmp_score.sidecars.xmp import OWN
 from grmp_score.trainer.data.folders import read_good_and_bad
 
 from .cli_tools import assert_usage_error, run
@@ -65,6 +67,29 @@ def test_what_is_ignored_is_said(rated: Path) -> None:
     assert f"1 image left out, because a sidecar cannot be read: {rated / '02.jpg.xmp'}: " in said
     assert f"1 image with a pick label and no stars left out, as {rated / '03.jpg'}" in said
     assert f"the sidecar's is taken ({rated / '04.jpg.xmp'}: with 4 stars, not with 1 star)" in said
+
+
+def test_a_model_does_not_learn_from_its_own_stars(rated: Path) -> None:
+    """Those that were written are left out until somebody changes them; a rating that agrees stays somebody's."""
+    written = [str(rated / f"{i:02d}.jpg") for i in (0, 6)]
+    assert all(write_score(image, 0.9, 5) for image in written)
+    assert write_score(str(rated / "05.jpg"), 0.9, 5)  # has five stars already
+    assert not write_score(str(rated / "04.jpg"), 0.9, 5)
+    labels = read_labels(rated)
+    assert [path.name for path in labels.paths] == [f"{i:02d}.jpg" for i in (1, 2, 3, 4, 5, 7, 8, 9, 10, 11)]
+    assert f"2 images with stars that grmp-score wrote left out, as {written[0]}" in labels.notes
+    sidecar = rated / "00.jpg.xmp"
+    sidecar.write_bytes(sidecar.read_bytes().replace(b'xmp:Rating="5"', b'xmp:Rating="3"'))
+    assert len(read_labels(rated)) == 11
+    assert not write_score(written[0], 0.5, 2) and write_score(written[1], 0.5, 2)
+
+
+def test_a_rejected_image_is_rejected_whatever_was_written(rated: Path) -> None:
+    """digiKam's pick label counts more than stars, also than ours."""
+    image = rated / "00.jpg"
+    rate(image, 'xmp:Rating="4" digiKam:PickLabel="1" grmp:Stars="4"', f'xmlns:grmp="{OWN}"')
+    labels = read_labels(rated)
+    assert labels.scores[[path.name for path in labels.paths].index("00.jpg")] == 0
 
 
 def test_pick_labels_are_labels_where_there_are_no_stars(rated: Path) -> None:

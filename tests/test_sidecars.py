@@ -178,12 +178,15 @@ def test_broken_images_have_no_rating(tmp_path: Path) -> None:
 
 
 def test_somebodys_rating_is_kept(photo: Path) -> None:
-    """In a sidecar or in the image; one that agrees is no obstacle, and neither is one of our own."""
+    """In a sidecar or in the image, also one that agreed with a score once; one of our own is no obstacle."""
     image, sidecar = str(photo), photo.with_name("IMG.jpg.xmp")
     Image.open(photo).save(photo, xmp=rated(5))
     assert not write_score(image, 0.5, 3) and not sidecar.exists()
-    assert write_score(image, 0.9, 5) and read_rating(image).ours
-    assert write_score(image, 0.5, 3) and read_rating(image).stars == 3  # ours may change
+    assert write_score(image, 0.9, 5) and not read_rating(image).ours  # agrees, and is still somebody's
+    assert not write_score(image, 0.5, 3) and read_rating(image).stars == 5
+    assert write_score(image, 0.5, 3, overwrite=True) and read_rating(image).ours
+    assert write_score(image, 0.7, 4) and read_rating(image).stars == 4  # ours may change
+    assert write_score(image, 0.5, 3) and read_rating(image).given == 0
     sidecar.write_bytes(sidecar.read_bytes().replace(b'xmp:Rating="3"', b'xmp:Rating="1"'))
     old = sidecar.read_bytes()
     assert not write_score(image, 0.5, 3) and sidecar.read_bytes() == old

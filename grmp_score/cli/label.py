@@ -35,7 +35,7 @@ def _take_stars(file: LabelFile, paths: Sequence[str], rater: str) -> int:
     from grmp_score.sidecars.ratings import read_rating
 
     labelled = {label.image for label in file.read() if label.rater == rater}
-    rated = [(file.name_of(path), read_rating(path).stars) for path in paths]
+    rated = [(file.name_of(path), read_rating(path).given) for path in paths]
     new = [Label(name, max(0.0, stars), rater, "", math.nan) for name, stars in rated if stars]
     cells = [label.cells for label in new if label.image not in labelled]
     if cells:
@@ -93,7 +93,7 @@ def _take_stars(file: LabelFile, paths: Sequence[str], rater: str) -> int:
 @model_options
 @device_option
 @exclude_option
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="To serve the page at.  [default: any]")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="any", help="To serve the page at.")
 @click.option("--open/--no-open", "opens", default=True, help="Open the page in the browser.")
 def command(
     paths: tuple[str, ...],

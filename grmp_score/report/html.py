@@ -124,12 +124,13 @@ class Page:
         from scipy.stats import rankdata
 
         known = {os.path.realpath(path): score for path, score in zip(labels.paths, labels.scores, strict=True)}
-        found = [entry for entry in self._entries if os.path.realpath(entry.image.path) in known]
-        for entry in found:
-            entry.label = float(known[os.path.realpath(entry.image.path)])
+        for entry in self._entries:
+            label = known.get(os.path.realpath(entry.image.path))
+            entry.label = None if label is None else float(label)
+        found = [entry for entry in self._entries if entry.label is not None]
         sign = 1 if labels.higher_is_better else -1
         by_model = rankdata([entry.score.value for entry in found])
-        by_labels = rankdata([sign * known[os.path.realpath(entry.image.path)] for entry in found])
+        by_labels = rankdata([sign * entry.label for entry in found if entry.label is not None])
         for entry, ours, theirs in zip(found, by_model, by_labels, strict=True):
             entry.gap = float(ours - theirs) / len(found)
         return sorted(found, key=lambda entry: (-abs(entry.gap), entry.index))

@@ -48,6 +48,11 @@ class Rating:
     darktable: bool = False
     ours: bool = False
 
+    @property
+    def given(self) -> float:
+        """The stars that somebody gave, or 0: those that this package wrote are a model's, and teach nothing."""
+        return 0 if self.ours and self.stars != REJECTED else self.stars
+
 
 def sidecars_of(image: str) -> list[str]:
     """The sidecars that an image has, the one for it alone first."""
@@ -128,7 +133,9 @@ def write_score(image: str, score: float, stars: int, *, overwrite: bool = False
     there = os.path.exists(target)
     packet = read_packet(target) if there else Packet(EMPTY)
     new = packet.set(XMP, "xmp", "Rating", str(stars))
-    new = new.set(OWN, "grmp", "Score", f"{score:.4f}").set(OWN, "grmp", "Stars", str(stars))
+    new = new.set(OWN, "grmp", "Score", f"{score:.4f}")
+    if rating.ours or rating.stars != stars:  # somebody's rating stays theirs where the score agrees with it
+        new = new.set(OWN, "grmp", "Stars", str(stars))
     if new.data != packet.data:
         real = Path(os.path.realpath(target))
         with replacing(real) as temporary:

@@ -48,7 +48,7 @@ def read_rated_folder(folder: str | Path, *, minimum: int = 5) -> Labels:
             ratings.append(rating)
     if not total:
         raise DataError("no images in this folder, expected rated ones or a CSV", path=folder)
-    by_stars = any(rating.stars > 0 for rating in ratings)
+    by_stars = any(rating.given > 0 for rating in ratings)
     values = [_value(rating, by_stars) for rating in ratings]
     rated = [i for i, value in enumerate(values) if value is not None]
     notes = tuple(_notes(images, ratings, rated, total, broken, by_stars))
@@ -113,10 +113,10 @@ def read_good_and_bad(good: str | Path, bad: str | Path, *, minimum: int = 5) ->
 
 def _value(rating: Rating, by_stars: bool) -> float | None:
     """The label of an image; None where it has none."""
-    if rating.stars == REJECTED:
+    if rating.given == REJECTED:
         return 0.0
     if by_stars:
-        return rating.stars or None
+        return rating.given or None
     return float(rating.pick - 1) if rating.pick else None
 
 
@@ -133,7 +133,10 @@ def _notes(
     found = ", ".join(f"{words[word]:,} {word}" for word in sorted(words, reverse=True))
     rest = "; the others have no rating, or 0 stars" if len(rated) < total else ""
     yield f"{len(rated):,} of {total:,} images are rated{': ' if found else ''}{found}{rest}"
-    picked = [i for i, rating in enumerate(ratings) if by_stars and rating.pick and not rating.stars]
+    ours = [i for i, rating in enumerate(ratings) if rating.stars and not rating.given]
+    if ours:
+        yield f"{_count(ours)} with stars that grmp-score wrote left out, as {_first(images, ours)}"
+    picked = [i for i, rating in enumerate(ratings) if by_stars and rating.pick and not rating.given]
     if picked:
         yield f"{_count(picked)} with a pick label and no stars left out, as {_first(images, picked)}"
     odd = [i for i, rating in enumerate(ratings) if rating.odd is not None]
