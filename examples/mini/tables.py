@@ -3,8 +3,10 @@
     python examples/mini/tables.py --work runs/mini --references references/ stage-1
     python examples/mini/tables.py --work runs/mini few-shot
     python examples/mini/tables.py --work runs/mini blocks --labels labels.csv
+    python examples/mini/tables.py --work runs/mini coverage
 
-Each prints a JSON line per run, and keeps them in the working folder: a run that is there is not repeated.
+Each prints a JSON line per run; the first three keep them in the working folder, and a run that is there is not
+repeated.
 """
 
 from __future__ import annotations
@@ -23,15 +25,18 @@ from make_mini import (
     SEED,
     Paths,
     Recipe,
+    calibration_line,
     held_out_references,
     load_base,
+    logit,
     read_column,
     show,
+    sigmoid,
     start_of_stage_2,
 )
 from torch import Tensor
 
-from grmp_score import FewShotConfig, Scorer, adapt, pretrain, read_labels, weights
+from grmp_score import FewShotConfig, Score, Scorer, adapt, pretrain, read_labels, weights
 from grmp_score.trainer.adapt.features import (
     Activations,
     CropReader,
@@ -174,6 +179,25 @@ def blocks(paths: Paths, labels: Path, model: str, splits: int, numbers: tuple[i
         config = FewShotConfig(train="blocks", qgr_lambda=0.0, folds=0, token_share=0.25, seed=split)
         key, rows = {"shots": shots, "seed": split}, np.concatenate([drawn, test])
         compare(table, key, scorer, known.take(drawn), known.take(test), config, kept.take(rows))
+
+
+@main.command()
+@click.option("--photos", default=TESTED, show_default=True, help="Of the validation part.")
+@click.pass_obj
+def coverage(paths: Paths, photos: int) -> None:
+    """How often the bundled model's standard error, 1.645 of it either way, holds the opinion."""
+    labels = read_labels(paths.work / "validation.csv").take(range(photos))
+    scores = [score for score in Scorer().score_many(labels.paths) if isinstance(score, Score)]
+    predicted = np.array([score.value for score in scores])
+    spread = np.array([score.standard_error or 0.0 for score in scores])
+    slope, constant = calibration_line(predicted, labels.scores)
+    off = np.abs(sigmoid(slope * logit(predicted) + constant) - labels.scores)
+    figures = {
+        "rmse": np.sqrt(np.mean(off**2)),
+        "standard_error": spread.mean(),
+        "holds": np.mean(off <= 1.645 * spread),
+    }
+    print(json.dumps({"photos": photos, **{name: round(float(value), 4) for name, value in figures.items()}}))
 
 
 def compare(
