@@ -62,6 +62,12 @@ def test_golden_scores(scores: dict[str, float]) -> None:
         assert value == pytest.approx(golden[name], abs=2e-3), name
 
 
+def test_int8_is_near(scores: dict[str, float]) -> None:
+    """Of the example photos no score moves by a hundredth."""
+    for score in Scorer(device="cpu", precision="int8").score_many(sorted(PHOTOS.glob("*.jpg"))):
+        assert score.value == pytest.approx(scores[Path(score.path or "").name], abs=0.01), score.path
+
+
 def test_results_and_cached_scores_are_still_found() -> None:
     """The checksum in rows of results and the key of cached scores, recorded when the model was bundled."""
     scorer = Scorer()

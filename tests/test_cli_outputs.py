@@ -525,7 +525,7 @@ def test_a_live_table_shows_rows_at_once(telling: str, photos: Path) -> None:
 
     scorer = Scorer.from_pretrained(telling)
     text = io.StringIO()
-    writer = TableWriter(text, WeightsInfo.of(scorer.config, scorer.checksum), live=True)
+    writer = TableWriter(text, WeightsInfo.of(scorer), live=True)
     seen = []
     for score in scorer.score_many([str(photos / "b.png"), str(photos / "gone.png"), str(photos / "a.JPG")]):
         writer.write(score)

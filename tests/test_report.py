@@ -37,7 +37,7 @@ from grmp_score.trainer.data.labels import Labels
 
 from .conftest import Photo
 
-INFO = ReportInfo("My photos", WeightsInfo("tiny", "0123456789abcdef"), 4, "2026-01-01 12:00")
+INFO = ReportInfo("My photos", WeightsInfo("tiny", lambda: "0123456789abcdef"), 4, "2026-01-01 12:00")
 HOSTILE = [
     "<img src=x onerror=alert(1)>.jpg",
     "a \"b\" 'c' & d.jpg",
@@ -269,7 +269,7 @@ def test_hostile_names_are_nothing_but_names(photo: Photo, tmp_path: Path) -> No
             write_page(
                 tmp_path / target,
                 gallery,
-                ReportInfo(names[0], WeightsInfo(names[1], names[2]), 4, names[3], names[4]),
+                ReportInfo(names[0], WeightsInfo(names[1], lambda: names[2]), 4, names[3], names[4]),
             )
         return Page((tmp_path / target).read_text(encoding="utf-8"))
 
@@ -297,7 +297,7 @@ def test_pages_of_nothing_and_of_one(photo: Photo, tmp_path: Path) -> None:
 
 def test_an_adapted_model_shows_labels(photo: Photo, tmp_path: Path) -> None:
     """Of every image the score on the scale of the labels, and which scale that is."""
-    info = dataclasses.replace(INFO, weights=WeightsInfo("mine", "0123", LabelScale(1, 5)))
+    info = dataclasses.replace(INFO, weights=WeightsInfo("mine", lambda: "0123", LabelScale(1, 5)))
     with Gallery(64) as gallery:
         gallery.keep_thumbnail("a.jpg", photo())
         gallery.add(Score(0.5, 0.1, 0.03, (0.5,), "a.jpg", 80, 60, label=3.0))
@@ -382,7 +382,7 @@ def test_a_cache_changes_nothing_but_the_time(
 def test_verdicts_are_explained(photo: Photo, tmp_path: Path) -> None:
     """Every image has a word for its score, and the page says where each begins."""
     limits = (("good", 0.7), ("fair", 0.4), ("bad", 0.0))
-    info = dataclasses.replace(INFO, weights=WeightsInfo("tiny", "0123456789abcdef", None, limits))
+    info = dataclasses.replace(INFO, weights=WeightsInfo("tiny", lambda: "0123456789abcdef", None, limits))
     with gallery_of(("a.jpg", 0.7, photo()), ("b.jpg", 0.39, photo(50, 90, 3)), limits=limits) as gallery:
         write_page(tmp_path / "p.html", gallery, info)
     page = Page((tmp_path / "p.html").read_text(encoding="utf-8"))

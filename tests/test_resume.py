@@ -14,7 +14,7 @@ from grmp_score.report.rows import WeightsInfo, parse_fields
 from grmp_score.report.writers import DELIMITERS, DelimitedWriter, JsonLinesWriter
 from grmp_score.score import FailedScore, Score
 
-MODEL = WeightsInfo("tiny", "0123456789abcdef")
+MODEL = WeightsInfo("tiny", lambda: "0123456789abcdef")
 NAMES = ["a.png", 'quo"te, comma.png', "new\nline.png", "lone\rreturn.png", "invalid \udcff.png", "\N{CAMERA}.png"]
 
 
@@ -118,6 +118,6 @@ def test_rows_of_another_model_are_refused(out: Path) -> None:
     earlier = read(out, written("csv"), "csv")
     earlier.check(MODEL, 2, path=out)
     with pytest.raises(ResultsError, match=r"'tiny' \(checksum 0123456789abcdef\).* 'tiny' \(ffff\)"):
-        earlier.check(WeightsInfo("tiny", "ffff"), 2, path=out)
+        earlier.check(WeightsInfo("tiny", lambda: "ffff"), 2, path=out)
     with pytest.raises(ResultsError, match="scores of 2 patches per image, this run would use 10"):
         earlier.check(MODEL, 10, path=out)

@@ -11,7 +11,7 @@ from grmp_score.report.rows import COLUMNS, FIELDS, WeightsInfo, describe_column
 from grmp_score.report.text import short_names
 from grmp_score.score import FailedScore, Score
 
-WEIGHTS = WeightsInfo("tiny", "0123456789abcdef")
+WEIGHTS = WeightsInfo("tiny", lambda: "0123456789abcdef")
 SCORE = Score(0.5, 0.1, 0.05, (0.4, 0.6), "a.jpg", 640, 480, 3.0, 62.5, "good", "sha256:00")
 
 

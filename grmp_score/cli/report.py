@@ -143,7 +143,7 @@ def command(
         done = len(gallery.images) + len(gallery.failures)
         info = ReportInfo(
             title=title or f"Image quality of {', '.join(paths)}",
-            weights=WeightsInfo.of(scorer.config, scorer.checksum),
+            weights=WeightsInfo.of(scorer),
             patches=scorer.preprocess.patches,
             created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
             note=f"Stopped after {done} of {len(files)} images." if stopped else "",

@@ -103,7 +103,7 @@ def command(**given: Any) -> None:
         if first is not None:
             cache = stack.enter_context(open_cache(options)) if options.cache is not None else None
             scorer = open_scorer(given)
-            model = WeightsInfo.of(scorer.config, scorer.checksum)
+            model = WeightsInfo.of(scorer)
             if options.resume is not None:
                 earlier.check(model, scorer.preprocess.patches, path=options.output)
             actions = open_actions(options, model)

@@ -25,6 +25,8 @@ Float32 = NDArray[np.float32]
 PATCHES, LOGITS, P_HIGH = "patches", "logits", "p_high"
 #: ONNX's own operators, at the first version with all that are needed (Gelu).
 OPSET = 20
+#: Below the least value of GELU and of x * sigmoid(1.702 x).
+GELU_MIN = -0.17
 
 
 @dataclass
@@ -64,7 +66,7 @@ def scoring_graph(
         config: of any model that `QualityCLIP` knows.
         tensors: what reads each tensor, by its name in `QualityCLIP`; those of the text tower are not read.
         precision: of the linear layers' products.  ``"int8"``: weights have a scale per output channel, activations
-            one per patch and layer, found while computing.
+            one per patch and layer, or per token, found while computing.
         portable: use ONNX's own operators alone, and also give p(high); else attention is ONNX Runtime's, which is
             faster there.
         origin: where the tensors come from, for messages.
@@ -219,8 +221,8 @@ class _Tower:
         if prompts:
             own = self._source.take("visual_prompts.tokens", (self.depth, prompts, width))[i]
             joined = op("Concat", x, self.for_each(op.tensor(f"prompts.{i}", own[None])), axis=1)
-        normed = self.layer_norm(joined, f"{name}.ln_1", width)
         weight = self.values(f"{name}.attn.in_proj_weight", 3 * width, width)
+        normed, weight = self.normed(joined, f"{name}.ln_1", weight)
         bias = self.values(f"{name}.attn.in_proj_bias", 3 * width)
         if only_cls:
             query = self.product(self.rows(normed, 0, 1), f"{name}.query", weight[:width], bias[:width])
@@ -231,12 +233,16 @@ class _Tower:
             query, key, value = op.several("Split", 3, rest, axis=-1, num_outputs=3)
             if prompts:
                 query = self.rows(query, 0, tokens)
-        attended = self.linear(self.attention(query, key, value), f"{name}.attn.out_proj", width, width)
+        weight, bias = self.linear(f"{name}.attn.out_proj", width, width)
+        attended = self.product(self.attention(query, key, value), f"{name}.attn.out_proj", weight, bias)
         if only_cls or prompts:
             x = self.rows(x, 0, tokens)
         x = op("Add", x, self.layer_scale(attended, f"{name}.ls_1"))
-        hidden = self.linear(self.layer_norm(x, f"{name}.ln_2", width), f"{name}.mlp.c_fc", width, self.hidden)
-        changed = self.linear(self.activation(hidden), f"{name}.mlp.c_proj", self.hidden, width)
+        weight, bias = self.linear(f"{name}.mlp.c_fc", width, self.hidden)
+        normed, weight = self.normed(x, f"{name}.ln_2", weight)
+        hidden = self.activation(self.product(normed, f"{name}.mlp.c_fc", weight, bias))
+        weight, bias = self.linear(f"{name}.mlp.c_proj", self.hidden, width)
+        changed = self.product(hidden, f"{name}.mlp.c_proj", weight, bias, least=GELU_MIN)
         return op("Add", x, self.layer_scale(changed, f"{name}.ls_2"))
 
     def attention(self, query: str, key: str, value: str) -> str:
@@ -272,24 +278,52 @@ class _Tower:
         tensors = self.op.tensor(f"{name}.weight", scale), self.op.tensor(f"{name}.bias", shift)
         return self.op("LayerNormalization", x, *tensors, axis=-1, epsilon=self.eps if eps is None else eps)
 
-    def linear(self, x: str, name: str, inputs: int, outputs: int) -> str:
-        """A linear layer by its name in the tower."""
-        weight, bias = self.values(f"{name}.weight", outputs, inputs), self.values(f"{name}.bias", outputs)
-        return self.product(x, name, weight, bias)
+    def normed(self, x: str, name: str, weight: Float32) -> tuple[str, Float32]:
+        """Layer normalisation of the tower, and ``weight`` [O, W] of the product that reads it.
 
-    def product(self, x: str, name: str, weight: Float32, bias: Float32) -> str:
-        """x [..., I] times weight [O, I], plus bias [O]."""
+        In int8 models the channels are scaled to like sizes and the weight's columns inversely, as in SmoothQuant,
+        since all channels of a token have one step.  Without data: a channel is about as large as three of its
+        gains and its shift.
+        """
+        if not self.int8:
+            return self.layer_norm(x, name, self.width), weight
+        gain, shift = (self.values(f"{name}.{part}", self.width) for part in ("weight", "bias"))
+        size, used = np.hypot(3 * gain, shift), np.sqrt(np.square(weight).mean(axis=0))
+        factor = np.sqrt(np.maximum(used, 1e-6) / np.maximum(size, 1e-6))
+        tensors = self.op.tensor(f"{name}.weight", factor * gain), self.op.tensor(f"{name}.bias", factor * shift)
+        return self.op("LayerNormalization", x, *tensors, axis=-1, epsilon=self.eps), weight / factor
+
+    def linear(self, name: str, inputs: int, outputs: int) -> tuple[Float32, Float32]:
+        """Weight [O, I] and bias [O] of a linear layer by its name in the tower."""
+        return self.values(f"{name}.weight", outputs, inputs), self.values(f"{name}.bias", outputs)
+
+    def product(self, x: str, name: str, weight: Float32, bias: Float32, *, least: float | None = None) -> str:
+        """x [..., I] times weight [O, I], plus bias [O].
+
+        In int8 models x has one step for all of it, or one for each token, from ``least`` to the token's largest
+        value, where there is such a bound.
+        """
         op = self.op
         if not self.int8:
-            y = op("MatMul", x, op.tensor(f"{name}.weight", weight.T))
-        else:
-            scale = np.maximum(np.abs(weight).max(axis=1), np.finfo(np.float32).tiny) / np.float32(127)  # [O]
-            rounded = np.round(weight / scale[:, None]).astype(np.int8).T
-            small, step, zero = op.several("DynamicQuantizeLinear", 3, x)
-            y = op(
-                "Cast", op("MatMulInteger", small, op.tensor(f"{name}.weight", rounded), zero), to=TensorProto.FLOAT
+            return op(
+                "Add", op("MatMul", x, op.tensor(f"{name}.weight", weight.T)), op.tensor(f"{name}.bias", bias)
             )
-            y = op("Mul", y, op("Mul", step, op.tensor(f"{name}.scale", scale)))
+        scale = np.maximum(np.abs(weight).max(axis=1), np.finfo(np.float32).tiny) / np.float32(127)  # [O]
+        rounded = np.round(weight / scale[:, None]).astype(np.int8)
+        matrix, scales = op.tensor(f"{name}.weight", rounded.T), op.tensor(f"{name}.scale", scale)
+        if least is None:
+            small, step, zero = op.several("DynamicQuantizeLinear", 3, x)
+            y = op("Cast", op("MatMulInteger", small, matrix, zero), to=TensorProto.FLOAT)
+            y = op("Mul", y, op("Mul", step, scales))
+        else:
+            above = op("Sub", x, op.tensor("least", np.float32(least)))
+            largest = op("ReduceMax", above, op.ints(-1), keepdims=1)
+            step = op("Mul", largest, op.tensor("steps", np.float32(1 / 255)))
+            one, zero = op.tensor("one", np.float32(1)), op.tensor("zero", np.uint8(0))
+            small = op("QuantizeLinear", op("Div", above, step), one, zero)
+            y = op("Cast", op("MatMulInteger", small, matrix), to=TensorProto.FLOAT)
+            y = op("Mul", op("Mul", y, scales), step)
+            bias = bias + np.float32(least) * (rounded.sum(axis=1, dtype=np.float32) * scale)
         return op("Add", y, op.tensor(f"{name}.bias", bias))
 
     def project(self, pooled: str) -> str:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from grmp_score.errors import ConfigError
 
 if TYPE_CHECKING:  # the scorer imports NumPy and Pillow, which --help and wrong usage should not wait for
-    from grmp_score.config import LabelScale, ModelConfig, Opinion
+    from grmp_score.config import LabelScale, Opinion
     from grmp_score.score import AnyScore
+    from grmp_score.scorer import Scorer
 
 Value = str | float | int | None
 
@@ -22,25 +23,31 @@ class WeightsInfo:
 
     Attributes:
         name: the weights' own.
-        checksum: `Scorer.checksum`.
+        get_checksum: gives `Scorer.checksum`; it takes a while, and tables do not need it.
         label_scale: of the weights, if they have one.
         verdict_limits: the verdicts and where they begin (see `grmp_score.score.verdict_limits`); may be empty.
         opinion: of the weights, if they were trained on people's.
     """
 
     name: str
-    checksum: str
+    get_checksum: Callable[[], str]
     label_scale: LabelScale | None = None
     verdict_limits: tuple[tuple[str, float], ...] = ()
     opinion: Opinion | None = None
 
     @classmethod
-    def of(cls, config: ModelConfig, checksum: str) -> WeightsInfo:
-        """From the weights' configuration and `Scorer.checksum`."""
+    def of(cls, scorer: Scorer) -> WeightsInfo:
+        """Of a scorer's weights."""
         from grmp_score.score import verdict_limits
 
+        config = scorer.config
         limits = tuple(verdict_limits(config))
-        return cls(config.name, checksum, config.label_scale, limits, config.opinion)
+        return cls(config.name, lambda: scorer.checksum, config.label_scale, limits, config.opinion)
+
+    @property
+    def checksum(self) -> str:
+        """Tells these weights from others of that name."""
+        return self.get_checksum()
 
 
 @dataclass(frozen=True)
