@@ -6,6 +6,10 @@ The scores of a file play the rater.  Every seed draws a quarter of the photos t
 labels from the others (spread: the photo that is farthest from all that have a label, in image features and score),
 the closed form of `adapt` learns from them, and SRCC is measured on the test photos.  Image features are computed
 once and kept in ``--work``.
+
+With ``--error`` the rater is one who errs: grades 1 to 5 of the score plus a normal error, and some photos graded
+twice, as by `grmp-score label`.  The ceiling that this measures is printed beside what it stands for: the SRCC of
+grades with the scores that they come from.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import torch
 
 from grmp_score import Scorer, read_labels
 from grmp_score.label.order import in_emptiest_strata, stratified
+from grmp_score.label.session import REPEAT_EVERY, consistency
 from grmp_score.trainer.adapt.closed_form import fit_closed_form
 from grmp_score.trainer.adapt.measure import mean_p_high
 from grmp_score.trainer.adapt.parameters import SHIFT, closed_form_names, set_values, values_of
@@ -35,17 +40,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--orders", nargs="+", choices=ORDERS, default=list(ORDERS))
+    parser.add_argument("--error", type=float, help="of one grade, in standard deviations of the scores")
     parser.add_argument("--work", type=Path, default=Path("."), help="folder for the features")
     options = parser.parse_args()
     for file in options.labels:
-        figures = simulate(options.model, file, options.work, options.orders, options.counts, options.seeds)
-        show(file, figures, options.orders, options.counts)
+        work, counts = options.work, options.counts
+        figures = simulate(options.model, file, work, options.orders, counts, options.seeds, options.error)
+        show(file, figures, options.orders, counts)
+        if options.error is not None:
+            show_ceiling(read_labels(file).scores, counts, options.seeds, options.error)
 
 
 def simulate(
-    model_name: str, file: Path, work: Path, orders: list[str], counts: list[int], seeds: int
+    model_name: str, file: Path, work: Path, orders: list[str], counts: list[int], seeds: int, error: float | None
 ) -> np.ndarray:
-    """SRCC [orders, counts, seeds]."""
+    """SRCC [orders, counts, seeds] with the scores themselves, also where the labels learned from have errors."""
     scorer, labels = Scorer.from_pretrained(model_name), read_labels(file)
     model = scorer.model
     kept = kept_activations(scorer, labels, work / f"{file.parent.name}.features.safetensors", lambda _: None)
@@ -55,6 +64,7 @@ def simulate(
     for seed in range(seeds):
         shuffled = np.random.default_rng(seed).permutation(len(labels))
         test, pool = shuffled[: len(labels) // 4], shuffled[len(labels) // 4 :]
+        given = targets if error is None else grades(targets, error, np.random.default_rng(seed))
         for at, name in enumerate(orders):
             rng = np.random.default_rng(seed)
             chosen: list[int] = []
@@ -62,7 +72,7 @@ def simulate(
                 chosen.append(choose(name, scores[pool], kept.mean_features[pool], chosen, rng))
             for column, count in enumerate(counts):
                 rows = pool[chosen[:count]]
-                y = (targets[rows] - targets[rows].min()) / np.ptp(targets[rows])
+                y = (given[rows] - given[rows].min()) / np.ptp(given[rows])
                 assert kept.pooled is not None
                 new = fit_closed_form(model, kept.pooled[torch.from_numpy(rows)], y)
                 set_values(model, new)
@@ -75,6 +85,37 @@ def simulate(
                     )
                 set_values(model, start)
     return figures
+
+
+def grades(scores: np.ndarray, error: float, rng: np.random.Generator) -> np.ndarray:
+    """Grades 1 to 5 by one who errs: fifths of the scores plus a normal error, in standard deviations."""
+    fifths = np.quantile(scores, (0.2, 0.4, 0.6, 0.8))
+    seen = scores + error * scores.std() * rng.standard_normal(len(scores))
+    return 1.0 + np.searchsorted(fifths, seen)
+
+
+def show_ceiling(scores: np.ndarray, counts: list[int], seeds: int, error: float) -> None:
+    """What blind repeats say of the rater, by number of labels, and what is true of him; medians over seeds."""
+    measured: dict[int, list[float]] = {count: [] for count in counts}
+    true = []
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        first, again = grades(scores, error, rng), grades(scores, error, rng)
+        true.append(srcc(first, scores))
+        labelled = rng.permutation(len(scores))
+        for count in counts:
+            twice = labelled[: max(0, count // REPEAT_EVERY - 1)]
+            found = consistency(list(zip(first[twice].tolist(), again[twice].tolist(), strict=True)))
+            if found is not None:
+                measured[count].append(found["ceiling"])
+    print(f"\na grade's SRCC with the scores: {spread(true)}")
+    for count, found in measured.items():
+        if found:
+            print(f"ceiling by {count // REPEAT_EVERY - 1} repeats, with {count} labels: {spread(found)}")
+
+
+def spread(values: list[float]) -> str:
+    return f"{np.median(values):.3f} ({min(values):.3f} .. {max(values):.3f}, n = {len(values)})"
 
 
 def choose(

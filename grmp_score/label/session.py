@@ -6,7 +6,7 @@ import math
 import random
 import statistics
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,21 +128,9 @@ class Session:
         return statistics.median(taken) * left * (1 + 1 / REPEAT_EVERY)
 
     def consistency(self) -> dict[str, Any] | None:
-        """How well the rater agrees with himself, and the ceiling that this sets; None before `MIN_COMMON` repeats.
-
-        With r the correlation of the same photos rated twice, a model that knew the rater's true opinion would
-        correlate with single ratings at the root of r (the reliability of one rating).
-        """
+        """`consistency` of the photos that were rated twice."""
         with self._lock:
-            pairs = [(label.score, label.repeat) for label in self._labels.values() if label.repeat is not None]
-        if len(pairs) < MIN_COMMON:
-            return None
-        first, again = zip(*pairs, strict=True)
-        values = [srcc(first, again), *bootstrap_interval(srcc_rows, first, again)]
-        if any(math.isnan(value) for value in values):
-            return None
-        root = [math.sqrt(max(0.0, value)) for value in values]
-        return {"repeats": len(pairs), "srcc": values[0], "ceiling": root[0], "interval": root[1:]}
+            return consistency([(one.score, one.repeat) for one in self._labels.values() if one.repeat is not None])
 
     def _fill(self) -> None:
         """Chooses the photos to come: the next one, and one more that the browser fetches meanwhile."""
@@ -246,6 +234,25 @@ class Session:
                 break
             self._steps_back = 0
             return self.state()
+
+
+def consistency(pairs: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
+    """How well a rater agrees with himself, and the ceiling that this sets; None before `MIN_COMMON` repeats.
+
+    With r the correlation of the same photos rated twice, a model that knew the rater's true opinion would
+    correlate with single ratings at the root of r (the reliability of one rating).
+
+    Args:
+        pairs: first and second rating of each photo that was rated twice.
+    """
+    if len(pairs) < MIN_COMMON:
+        return None
+    first, again = zip(*pairs, strict=True)
+    values = [srcc(first, again), *bootstrap_interval(srcc_rows, first, again)]
+    if any(math.isnan(value) for value in values):
+        return None
+    root = [math.sqrt(max(0.0, value)) for value in values]
+    return {"repeats": len(pairs), "srcc": values[0], "ceiling": root[0], "interval": root[1:]}
 
 
 def photo(given: dict[str, Any], photos: Photos, key: str = "photo") -> int:
