@@ -37,6 +37,7 @@ from make_mini import (
 from torch import Tensor
 
 from grmp_score import FewShotConfig, Score, Scorer, adapt, pretrain, read_labels, weights
+from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.trainer.adapt.features import (
     Activations,
     CropReader,
@@ -51,11 +52,16 @@ from grmp_score.trainer.metrics import srcc
 from grmp_score.trainer.pretrain.crops import load_crops
 from grmp_score.trainer.pretrain.held_out import encode_crops, evaluate_held_out
 
-#: Text context alone: the features of the images are the same in all runs, and computed once.
+#: With a text context alone the features of the images are the same in all runs, and computed once.
 STAGE_1 = {
     "none": {"method": "none", "train": "text"},
     "ordinary": {"method": "ordinary", "train": "text"},
     "meta": {"train": "text"},
+    "none, visual": {"method": "none", "train": "visual"},
+    "ordinary, visual": {"method": "ordinary", "train": "visual"},
+    "meta, visual": {"train": "visual"},
+    "ordinary, both": {"method": "ordinary"},
+    "meta, both": {},
 }
 SEEDS = 3
 SHOTS = (50, 100, 200)
@@ -97,33 +103,43 @@ class Table:
 
 @main.command("stage-1")
 @click.option("--labels", multiple=True, type=click.Path(path_type=Path), help="Further sets to measure on.")
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(list(STAGE_1)), help="Runs of these alone.")
+@click.option("--seeds", default=SEEDS, show_default=True)
 @click.pass_obj
-def stage_1(paths: Paths, labels: tuple[Path, ...]) -> None:
-    """Text context drawn and left, ordinarily trained and meta-learned: SRCC without any human label."""
+def stage_1(paths: Paths, labels: tuple[Path, ...], kinds: tuple[str, ...], seeds: int) -> None:
+    """Prompts drawn and left, ordinarily trained and meta-learned: SRCC without any human label."""
     recipe, table = Recipe(), Table(paths.work / "table-stage-1.jsonl")
     crops = load_crops(paths.work / "prepared")
     train, held_out = held_out_references(crops, recipe)
     base, start = load_base(paths, recipe), start_of_stage_2(paths, recipe)
     model = start.weights.build().requires_grad_(False)
-    of_crops = encode_crops(model, crops, crops.indices(held_out), views=(0,))
-    validation = read_labels(paths.work / "validation.csv")
-    sets = {"validation": (read_column(paths, "features", ("validation",)).float(), validation.scores)}
+    sets = {"validation": read_labels(paths.work / "validation.csv")}
+    sets |= {file.parent.name: read_labels(file) for file in labels}
     assert recipe.stage_2.crops_per_image is not None
     reader = CropReader.of(start).with_patches(recipe.stage_2.crops_per_image)
-    for file in labels:
-        known = read_labels(file)
-        read = (run_frozen(model, c, native_precision(start.device)).features for c in reader.read(known.paths))
-        sets[file.parent.name] = (torch.stack(list(read)), known.scores)
-    for seed, (name, changes) in itertools.product(range(SEEDS), STAGE_1.items()):
+
+    def features_of(model: QualityCLIP) -> dict[str, Tensor]:
+        """Of the crops of the held-out references, and of each set's."""
+        found = {"references": encode_crops(model, crops, crops.indices(held_out), views=(0,))}
+        for name, known in sets.items():
+            read = (run_frozen(model, c, native_precision(start.device)).features for c in reader.read(known.paths))
+            found[name] = torch.stack(list(read))
+        return found
+
+    of_base: dict[str, Tensor] = {}
+    for seed, (name, changes) in itertools.product(range(seeds), STAGE_1.items()):
         key = {"kind": name, "seed": seed}
-        if table.has(key):
+        if table.has(key) or (kinds and name not in kinds):
             continue
-        folder = paths.work / "stage-1-runs" / f"{name}-{seed}"
+        folder = paths.work / "stage-1-runs" / f"{name.replace(', ', '-')}-{seed}"
         config = dataclasses.replace(recipe.stage_1, seed=seed, **changes)
         pretrain(crops, folder, config, base=base, name="mini", references=train, resume=True, device="cpu")
         made = weights.load(str(folder)).build().requires_grad_(False)
-        agreement = evaluate_held_out(made, crops, held_out, features=of_crops)
-        measured = {k: srcc(mean_p_high(made, features), scores) for k, (features, scores) in sets.items()}
+        if config.train == "text":
+            of_base = of_base or features_of(model)
+        features = of_base if config.train == "text" else features_of(made)
+        agreement = evaluate_held_out(made, crops, held_out, features=features["references"])
+        measured = {k: srcc(mean_p_high(made, features[k]), known.scores) for k, known in sets.items()}
         references = {"references": agreement.overall, "references_per_type": agreement.mean_per_task}
         table.add({**key, **references, **measured})
 
