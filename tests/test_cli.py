@@ -174,6 +174,14 @@ def test_files_called_like_commands_can_be_scored(
         assert [json.loads(line)["path"] for line in result.stdout.splitlines()] == [name]
 
 
+def test_a_mistyped_command_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless there is a file of that name."""
+    monkeypatch.chdir(tmp_path)
+    assert_usage_error(run("lable", "photos"), "no command, file or folder 'lable'; did you mean 'label'?")
+    (tmp_path / "lable").mkdir()
+    assert_usage_error(run("lable"), "no images found in: lable")
+
+
 def test_a_double_dash_may_come_first(bundled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`grmp-score -- info` scores the file."""
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import os
@@ -44,6 +45,9 @@ class DefaultGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {name for param in self.get_params(ctx) for name in param.opts}
         if args and args[0] not in own and args[0] not in COMMANDS:
+            if args[0].isidentifier() and not os.path.lexists(args[0]):
+                for meant in difflib.get_close_matches(args[0], COMMANDS, n=1):
+                    raise click.UsageError(f"no command, file or folder {args[0]!r}; did you mean {meant!r}?", ctx)
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
 
@@ -98,8 +102,19 @@ class Failure(click.ClickException):
 
 
 #: What scores come from besides this package, and what extras bring, by the names of their distributions.
-LIBRARIES = ("torch", "open_clip_torch", "pillow", "numpy", "safetensors", "huggingface_hub", "click", "rich")
-OPTIONAL = ("pillow-heif", "rawpy", "tifffile", "fsspec", "pyarrow", "ray", "pandas", "matplotlib", "piq")
+LIBRARIES = ("torch", "onnxruntime", "onnx", "open_clip_torch", "pillow", "numpy", "safetensors", "huggingface_hub")
+OPTIONAL = (
+    "openvino",
+    "pillow-heif",
+    "rawpy",
+    "tifffile",
+    "fsspec",
+    "pyarrow",
+    "ray",
+    "pandas",
+    "matplotlib",
+    "piq",
+)
 
 
 def version_lines() -> list[str]:
