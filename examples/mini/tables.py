@@ -4,6 +4,7 @@
     python examples/mini/tables.py --work runs/mini few-shot
     python examples/mini/tables.py --work runs/mini blocks --labels labels.csv
     python examples/mini/tables.py --work runs/mini coverage
+    python examples/mini/tables.py --work runs/mini baselines --labels labels.csv
 
 Each prints a JSON line per run; the first three keep them in the working folder, and a run that is there is not
 repeated.
@@ -34,9 +35,11 @@ from make_mini import (
     sigmoid,
     start_of_stage_2,
 )
+from scipy.ndimage import laplace
 from torch import Tensor
 
 from grmp_score import FewShotConfig, Score, Scorer, adapt, pretrain, read_labels, weights
+from grmp_score.images import read_image
 from grmp_score.model.quality_clip import QualityCLIP
 from grmp_score.trainer.adapt.features import (
     Activations,
@@ -46,6 +49,7 @@ from grmp_score.trainer.adapt.features import (
     run_frozen,
 )
 from grmp_score.trainer.adapt.measure import mean_p_high
+from grmp_score.trainer.adapt.ridge import fit_ridge
 from grmp_score.trainer.data.labels import Labels
 from grmp_score.trainer.data.splits import draw_shots, draw_test, find_references
 from grmp_score.trainer.metrics import srcc
@@ -214,6 +218,30 @@ def coverage(paths: Paths, photos: int) -> None:
         "holds": np.mean(off <= 1.645 * spread),
     }
     print(json.dumps({"photos": photos, **{name: round(float(value), 4) for name, value in figures.items()}}))
+
+
+@main.command()
+@click.option("--labels", multiple=True, required=True, type=click.Path(path_type=Path, exists=True))
+@click.pass_obj
+def baselines(paths: Paths, labels: tuple[Path, ...]) -> None:
+    """SRCC of the log variance of the Laplacian, and of ridge regression on the features before stage 2."""
+    recipe = Recipe()
+    start = start_of_stage_2(paths, recipe)
+    assert recipe.stage_2.crops_per_image is not None
+    reader = CropReader.of(start).with_patches(recipe.stage_2.crops_per_image)
+    train = read_column(paths, "features", ("train",)).double().mean(dim=1).numpy()
+    ridge = fit_ridge(train, read_labels(paths.work / "train.csv").scores)
+    for file in labels:
+        known = read_labels(file)
+        sharpness, predicted = [], []
+        for path, crops in zip(known.paths, reader.read(known.paths), strict=True):
+            grey = np.asarray(read_image(path).convert("L"), dtype=np.float64)
+            sharpness.append(np.log(laplace(grey).var()))
+            features = run_frozen(start.model, crops, native_precision(start.device)).features
+            predicted.append(ridge(features.double().mean(dim=0).numpy()))
+        figures = {"laplacian": srcc(sharpness, known.scores), "ridge": srcc(predicted, known.scores)}
+        named = {name: round(value, 4) for name, value in figures.items()}
+        print(json.dumps({"labels": file.parent.name, "images": len(known), **named}), flush=True)
 
 
 def compare(

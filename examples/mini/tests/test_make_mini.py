@@ -200,6 +200,10 @@ def test_tables(paths: Paths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         assert len(found) == rows and not printed[1], command
         assert all(-1 <= v <= 1 for row in found for k, v in row.items() if k in ("validation", "blocks", "ridge"))
 
+    arguments = ["--work", str(paths.work), "baselines", "--labels", str(tmp_path / "labels.csv")]
+    row = json.loads(CliRunner().invoke(tables.main, arguments, catch_exceptions=False).stdout)
+    assert row["images"] == 24 and -1 <= row["laplacian"] <= 1 and -1 <= row["ridge"] <= 1
+
 
 def test_mean_of_models() -> None:
     """Each parameter with its part; the parts are as they were given."""
