@@ -236,7 +236,7 @@ def baselines(paths: Paths, labels: tuple[Path, ...]) -> None:
         sharpness, predicted = [], []
         for path, crops in zip(known.paths, reader.read(known.paths), strict=True):
             grey = np.asarray(read_image(path).convert("L"), dtype=np.float64)
-            sharpness.append(np.log(laplace(grey).var()))
+            sharpness.append(np.log(laplace(grey).var() + 1e-9))
             features = run_frozen(start.model, crops, native_precision(start.device)).features
             predicted.append(ridge(features.double().mean(dim=0).numpy()))
         figures = {"laplacian": srcc(sharpness, known.scores), "ridge": srcc(predicted, known.scores)}
