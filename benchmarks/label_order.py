@@ -64,7 +64,7 @@ def simulate(
     for seed in range(seeds):
         shuffled = np.random.default_rng(seed).permutation(len(labels))
         test, pool = shuffled[: len(labels) // 4], shuffled[len(labels) // 4 :]
-        given = targets if error is None else grades(targets, error, np.random.default_rng(seed))
+        given = targets if error is None else grades(targets, error, np.random.default_rng([seed, 1]))
         for at, name in enumerate(orders):
             rng = np.random.default_rng(seed)
             chosen: list[int] = []
