@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,6 @@ COMBINATIONS = [
     ("onnxruntime", "int8"),
     ("torch", "float32"),
     ("torch", "bfloat16"),
-    ("openvino", "float32"),
-    ("openvino", "bfloat16"),
     ("open_clip", "float32"),
 ]
 
@@ -49,7 +46,6 @@ def main() -> None:
         for model in options.models:
             source = str(Path(folder) / model) if model == "ViT-B-16" else model
             combinations = [c for c in COMBINATIONS if c[0] != "open_clip" or model == "ViT-B-16"]
-            combinations = [c for c in combinations if c[0] != "openvino" or find_spec("openvino")]
             runs: dict[tuple[str, str], list[dict[str, object]]] = {c: [] for c in combinations}
             for _ in range(options.repeats):
                 for combination, found in runs.items():

@@ -23,16 +23,7 @@ from grmp_score.errors import ConfigError
 from grmp_score.explain import Explanation, explain_image
 from grmp_score.images import MAX_PIXELS, ImageSource, parse_colour
 from grmp_score.pipeline.cache import ScoreCache
-from grmp_score.pipeline.engines import (
-    Engine,
-    EngineName,
-    OnnxEngine,
-    OpenVinoEngine,
-    Precision,
-    TorchEngine,
-    cores,
-    may_have_gpu,
-)
+from grmp_score.pipeline.engines import Engine, EngineName, OnnxEngine, Precision, TorchEngine, cores, may_have_gpu
 from grmp_score.pipeline.prepare import OnImage, PreparedImage, Preparer
 from grmp_score.pipeline.read_ahead import read_ahead
 from grmp_score.score import FailedScore, Score
@@ -53,10 +44,10 @@ class ScorerOptions:
     Attributes:
         device: ``"auto"`` (CUDA, then MPS, then CPU, chosen when the model is made) or a torch device.
         patches: patches per image; None for the weights' own number.
-        engine: ``"onnxruntime"`` and ``"openvino"`` compute on CPUs alone and need no torch; ``"torch"`` anywhere;
-            ``"auto"`` takes the first where it can, or torch.
-        precision: of the model's products.  ONNX Runtime has no ``"bfloat16"``, the others no ``"int8"``;
-            ``"auto"`` is float32, in which all agree to 1e-5.
+        engine: ``"onnxruntime"`` computes on CPUs alone and needs no torch; ``"torch"`` anywhere; ``"auto"`` takes
+            the former where it can.
+        precision: of the model's products.  ``"bfloat16"`` is torch's, ``"int8"`` ONNX Runtime's; ``"auto"`` is
+            float32, in which both engines agree to 1e-5.
         batch_size: images that are computed together; None for half as many as there are threads on a CPU (1 to
             8: their patches share the cores), 16 elsewhere.  The scores do not depend on it.
         threads: that compute on a CPU; None for the cores that the process may use (environment:
@@ -84,13 +75,13 @@ class ScorerOptions:
         for name, known in (("engine", get_args(EngineName)), ("precision", get_args(Precision))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        others = {"bfloat16": ("torch", "openvino"), "int8": ("onnxruntime",)}.get(self.precision)
-        if others is not None and self.engine not in ("auto", *others):
-            hint = f"Use {' or '.join(others)}"
-            raise ConfigError(f"{self.engine} does not compute in {self.precision}", hint=hint)
-        if self.needs_cpu and self.device not in ("auto", "cpu"):
-            what = "onnxruntime" if self.engine == "auto" else self.engine
-            raise ConfigError(f"{what} computes on the CPU, not on {self.device!r}")
+        wrong = {("onnxruntime", "bfloat16"): "torch", ("torch", "int8"): "onnxruntime"}
+        other = wrong.get((self.engine, self.precision))
+        if other is not None:
+            raise ConfigError(f"{self.engine} does not compute in {self.precision}", hint=f"{other} does")
+        needs_cpu = self.engine == "onnxruntime" or self.precision == "int8"
+        if needs_cpu and self.device not in ("auto", "cpu"):
+            raise ConfigError(f"onnxruntime computes on the CPU, not on {self.device!r}")
         for name in ("patches", "batch_size", "threads", "workers", "max_pixels"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -98,11 +89,6 @@ class ScorerOptions:
         red, green, blue = parse_colour(self.background)
         hexadecimal = f"#{red:02x}{green:02x}{blue:02x}"
         object.__setattr__(self, "background", "white" if hexadecimal == "#ffffff" else hexadecimal)
-
-    @property
-    def needs_cpu(self) -> bool:
-        """Whether the engine or the precision leaves no choice of a device."""
-        return self.engine in ("onnxruntime", "openvino") or self.precision == "int8"
 
 
 class Scorer:
@@ -224,8 +210,6 @@ class Scorer:
             WeightsError: the tensors do not make a model.
         """
         options, precision = self.options, self.precision
-        if options.engine == "openvino":
-            return OpenVinoEngine(self.weights.graph(portable=True), precision, options.threads or cores())
         if options.engine != "torch" and precision != "bfloat16" and self._on_cpu():
             graph = self.weights.graph("int8" if precision == "int8" else "float32")
             return OnnxEngine(graph, precision, options.threads or cores())
@@ -233,7 +217,7 @@ class Scorer:
 
     def _on_cpu(self) -> bool:
         """Whether to compute on the CPU; torch is asked where there may be something else."""
-        if self.options.device != "auto" or self.options.needs_cpu:
+        if self.options.device != "auto" or self.options.engine == "onnxruntime" or self.precision == "int8":
             return self.options.device in ("auto", "cpu")
         return not may_have_gpu() or self.device.type == "cpu"
 
@@ -260,13 +244,8 @@ class Scorer:
 
     @cached_property
     def checksum(self) -> str:
-        """The `Weights.checksum`: 16 hexadecimal digits, and the precision where it is not float32.
-
-        OpenVINO's bfloat16 is told from torch's: they round in different places.
-        """
+        """The `Weights.checksum`: 16 hexadecimal digits, with ``-int8`` or ``-bfloat16`` in that precision."""
         suffix = "" if self.precision == "float32" else f"-{self.precision}"
-        if suffix and self.options.engine == "openvino":
-            suffix += "-openvino"
         return self.weights.checksum() + suffix
 
     @property

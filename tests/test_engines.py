@@ -17,7 +17,7 @@ import torch
 
 from grmp_score import Scorer, ScorerOptions
 from grmp_score.config import Backbone, ModelConfig, PromptConfig
-from grmp_score.errors import ConfigError, GrmpScoreError, MissingExtraError, WeightsError
+from grmp_score.errors import ConfigError, WeightsError
 from grmp_score.pipeline import engines
 from grmp_score.pipeline.engines import OnnxEngine, TorchEngine, cores, may_have_gpu
 from grmp_score.weights.folder import Weights
@@ -110,13 +110,11 @@ def test_which_engine(tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"engine": "tensorrt"}, "engine must be one of auto, onnxruntime, torch, openvino"),
+        ({"engine": "tensorrt"}, "engine must be one of auto, onnxruntime, torch"),
         ({"precision": "float16"}, "precision must be one of auto, float32, bfloat16, int8"),
         ({"engine": "torch", "precision": "int8"}, "torch does not compute in int8"),
         ({"engine": "onnxruntime", "precision": "bfloat16"}, "onnxruntime does not compute in bfloat16"),
         ({"engine": "onnxruntime", "device": "cuda"}, "onnxruntime computes on the CPU, not on 'cuda'"),
-        ({"engine": "openvino", "precision": "int8"}, "openvino does not compute in int8"),
-        ({"engine": "openvino", "device": "mps"}, "openvino computes on the CPU, not on 'mps'"),
         ({"precision": "int8", "device": "mps"}, "onnxruntime computes on the CPU, not on 'mps'"),
         ({"threads": 0}, "threads must be at least 1"),
     ],
@@ -125,34 +123,6 @@ def test_impossible_choices(options: dict[str, Any], reason: str) -> None:
     """One line says why."""
     with pytest.raises(ConfigError, match=reason):
         ScorerOptions(**options)
-
-
-def test_openvino(tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The values of the other engines, in any company; another process and other processors are told plainly."""
-    openvino = pytest.importorskip("openvino")
-    engine = Scorer(tiny_weights, engine="openvino", threads=2).engine
-    assert (engine.name, engine.device, engine.precision) == ("openvino", "cpu", "float32")
-    values = engine.p_high(patches())
-    assert values == pytest.approx(Scorer(tiny_weights, device="cpu").engine.p_high(patches()), abs=1e-5)
-    alone = Scorer(tiny_weights, engine="openvino", threads=1).engine
-    assert [alone.p_high(patch[None])[0] for patch in patches()] == values
-    here = os.getpid()
-    monkeypatch.setattr("os.getpid", lambda: here + 1)
-    with pytest.raises(GrmpScoreError, match="openvino does not work after a fork"):
-        engine.p_high(patches())
-
-    class Old(openvino.Core):  # type: ignore[misc, name-defined]
-        def get_property(self, *_: str) -> list[str]:
-            return ["FP32"]
-
-    lower = Scorer(tiny_weights, engine="openvino", precision="bfloat16")
-    assert lower.checksum == tiny_weights.checksum() + "-bfloat16-openvino"
-    monkeypatch.setattr(openvino, "Core", Old)
-    with pytest.raises(ConfigError, match="this processor does not compute in bfloat16"):
-        _ = lower.engine
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(MissingExtraError, match="the engine openvino needs the package 'openvino'"):
-        _ = Scorer(tiny_weights, engine="openvino").engine
 
 
 def test_tensors_are_checked(tiny_weights: Weights) -> None:

@@ -55,15 +55,15 @@ device_option = click.option(
 engine_options = all_of(
     click.option(
         "--engine",
-        type=click.Choice(["auto", "onnxruntime", "torch", "openvino"]),
+        type=click.Choice(["auto", "onnxruntime", "torch"]),
         default="auto",
-        help="What computes: ONNX Runtime or OpenVINO (CPUs alone), or torch.  [default: the first on CPUs]",
+        help="What computes: ONNX Runtime (CPUs alone, starts at once) or torch.  [default: the former on CPUs]",
     ),
     click.option(
         "--precision",
         type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
         default="auto",
-        help="Of the products: bfloat16 with torch or OpenVINO, int8 with ONNX Runtime.  [default: float32]",
+        help="Of the model's products: bfloat16 with torch, int8 with ONNX Runtime.  [default: float32]",
     ),
 )
 

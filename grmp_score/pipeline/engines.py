@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from grmp_score.errors import ConfigError, GrmpScoreError, MissingExtraError
 from grmp_score.model.patches import Patches
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-EngineName = Literal["auto", "onnxruntime", "torch", "openvino"]
+EngineName = Literal["auto", "onnxruntime", "torch"]
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
 
 
@@ -84,59 +83,6 @@ class OnnxEngine:
 
     def _logits(self, patch: Patches) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = self._session.run(None, {"patches": patch})[0]
-        return logits
-
-
-class OpenVinoEngine:
-    """OpenVINO on the CPU, a patch at a time as `OnnxEngine`."""
-
-    name: ClassVar[str] = "openvino"
-    device: ClassVar[str] = "cpu"
-
-    def __init__(self, graph: Graph, precision: str, threads: int) -> None:
-        """Compiles a graph.
-
-        Args:
-            graph: of `Weights.graph`, float32 and portable.
-            precision: of the products: float32 or bfloat16.
-            threads: cores to use.
-
-        Raises:
-            ConfigError: the processor has no bfloat16.
-            MissingExtraError: OpenVINO is not installed.
-        """
-        try:
-            import openvino
-        except ImportError as error:
-            raise MissingExtraError("the engine openvino", "openvino", "openvino") from error
-        core = openvino.Core()
-        if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise ConfigError("this processor does not compute in bfloat16", hint="Use float32, or int8")
-        self.precision, self._threads = precision, threads
-        model = core.read_model(graph.self_contained().SerializeToString())
-        model.reshape([1, *list(model.inputs[0].get_partial_shape())[1:]])
-        settings = {
-            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
-            "NUM_STREAMS": threads,
-            "INFERENCE_NUM_THREADS": threads,
-        }
-        self._compiled: Any = core.compile_model(model, "CPU", settings)
-        self._process = os.getpid()
-
-    def p_high(self, patches: Patches) -> list[float]:
-        """See `Engine`.
-
-        Raises:
-            GrmpScoreError: in a fork of the process that the engine was made in, where it would never end.
-        """
-        if os.getpid() != self._process:
-            hint = "Make the Scorer in the new process, or use another engine"
-            raise GrmpScoreError("openvino does not work after a fork", hint=hint)
-        logits = on_cores(self._logits, np.split(patches, len(patches)), self._threads)
-        return p_high(np.concatenate(logits))
-
-    def _logits(self, patch: Patches) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self._compiled.create_infer_request().infer([patch])["logits"]
         return logits
 
 
