@@ -104,7 +104,6 @@ class Failure(click.ClickException):
 #: What scores come from besides this package, and what extras bring, by the names of their distributions.
 LIBRARIES = ("torch", "onnxruntime", "onnx", "open_clip_torch", "pillow", "numpy", "safetensors", "huggingface_hub")
 OPTIONAL = (
-    "openvino",
     "pillow-heif",
     "rawpy",
     "tifffile",
