@@ -95,7 +95,7 @@ def grades(scores: np.ndarray, error: float, rng: np.random.Generator) -> np.nda
 
 
 def show_ceiling(scores: np.ndarray, counts: list[int], seeds: int, error: float) -> None:
-    """What blind repeats say of the rater, by number of labels, and what is true of him; medians over seeds."""
+    """The ceiling that blind repeats find, by number of labels, and the true one; medians over seeds."""
     measured: dict[int, list[float]] = {count: [] for count in counts}
     true = []
     for seed in range(seeds):

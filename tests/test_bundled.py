@@ -68,6 +68,18 @@ def test_int8_is_near(scores: dict[str, float]) -> None:
         assert score.value == pytest.approx(scores[Path(score.path or "").name], abs=0.01), score.path
 
 
+def test_large_images_may_be_reduced_first(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which moves no score by 0.005: an enlarged photo, and many side by side."""
+    photos = [Image.open(file).convert("RGB") for file in sorted(PHOTOS.glob("*.jpg"))]
+    tiles = Image.new("RGB", (4096, 3072))
+    for i in range(48):
+        tiles.paste(photos[i % len(photos)].resize((512, 512)), (i % 8 * 512, i // 8 * 512))
+    large = [tiles, photos[-2].resize((4000, 3000), Image.Resampling.LANCZOS)]
+    reduced = [scorer.score(image).value for image in large]
+    monkeypatch.setattr("grmp_score.model.patches._REDUCING_GAP", 1e9)
+    assert reduced == pytest.approx([scorer.score(image).value for image in large], abs=0.005)
+
+
 def test_results_and_cached_scores_are_still_found() -> None:
     """The checksum in rows of results and the key of cached scores, recorded when the model was bundled."""
     scorer = Scorer()

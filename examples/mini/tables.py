@@ -61,11 +61,11 @@ STAGE_1 = {
     "none": {"method": "none", "train": "text"},
     "ordinary": {"method": "ordinary", "train": "text"},
     "meta": {"train": "text"},
-    "none, visual": {"method": "none", "train": "visual"},
-    "ordinary, visual": {"method": "ordinary", "train": "visual"},
-    "meta, visual": {"train": "visual"},
-    "ordinary, both": {"method": "ordinary"},
-    "meta, both": {},
+    "none-visual": {"method": "none", "train": "visual"},
+    "ordinary-visual": {"method": "ordinary", "train": "visual"},
+    "meta-visual": {"train": "visual"},
+    "ordinary-both": {"method": "ordinary"},
+    "meta-both": {},
 }
 SEEDS = 3
 SHOTS = (50, 100, 200)
@@ -135,7 +135,7 @@ def stage_1(paths: Paths, labels: tuple[Path, ...], kinds: tuple[str, ...], seed
         key = {"kind": name, "seed": seed}
         if table.has(key) or (kinds and name not in kinds):
             continue
-        folder = paths.work / "stage-1-runs" / f"{name.replace(', ', '-')}-{seed}"
+        folder = paths.work / "stage-1-runs" / f"{name}-{seed}"
         config = dataclasses.replace(recipe.stage_1, seed=seed, **changes)
         pretrain(crops, folder, config, base=base, name="mini", references=train, resume=True, device="cpu")
         made = weights.load(str(folder)).build().requires_grad_(False)

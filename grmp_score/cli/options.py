@@ -57,13 +57,15 @@ engine_options = all_of(
         "--engine",
         type=click.Choice(["auto", "onnxruntime", "torch"]),
         default="auto",
-        help="What computes: ONNX Runtime (CPUs alone, starts at once) or torch.  [default: the former on CPUs]",
+        show_default="the former on CPUs",
+        help="What computes: ONNX Runtime (CPUs alone, starts at once) or torch.",
     ),
     click.option(
         "--precision",
         type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
         default="auto",
-        help="Of the model's products: bfloat16 with torch, int8 with ONNX Runtime.  [default: float32]",
+        show_default="float32",
+        help="Of the model's products: bfloat16 with torch, int8 with ONNX Runtime.",
     ),
 )
 

@@ -233,16 +233,14 @@ class _Tower:
             query, key, value = op.several("Split", 3, rest, axis=-1, num_outputs=3)
             if prompts:
                 query = self.rows(query, 0, tokens)
-        weight, bias = self.linear(f"{name}.attn.out_proj", width, width)
-        attended = self.product(self.attention(query, key, value), f"{name}.attn.out_proj", weight, bias)
+        attended = self.linear(self.attention(query, key, value), f"{name}.attn.out_proj", width, width)
         if only_cls or prompts:
             x = self.rows(x, 0, tokens)
         x = op("Add", x, self.layer_scale(attended, f"{name}.ls_1"))
-        weight, bias = self.linear(f"{name}.mlp.c_fc", width, self.hidden)
+        weight = self.values(f"{name}.mlp.c_fc.weight", self.hidden, width)
         normed, weight = self.normed(x, f"{name}.ln_2", weight)
-        hidden = self.activation(self.product(normed, f"{name}.mlp.c_fc", weight, bias))
-        weight, bias = self.linear(f"{name}.mlp.c_proj", self.hidden, width)
-        changed = self.product(hidden, f"{name}.mlp.c_proj", weight, bias, least=GELU_MIN)
+        hidden = self.product(normed, f"{name}.mlp.c_fc", weight, self.values(f"{name}.mlp.c_fc.bias", self.hidden))
+        changed = self.linear(self.activation(hidden), f"{name}.mlp.c_proj", self.hidden, width, least=GELU_MIN)
         return op("Add", x, self.layer_scale(changed, f"{name}.ls_2"))
 
     def attention(self, query: str, key: str, value: str) -> str:
@@ -271,11 +269,18 @@ class _Tower:
         return self.op("Mul", x, self.tensor(f"{name}.gamma", self.width))
 
     def layer_norm(
-        self, x: str, name: str, width: int, *, eps: float | None = None, prefix: str = "clip.visual."
+        self,
+        x: str,
+        name: str,
+        width: int,
+        *,
+        eps: float | None = None,
+        prefix: str = "clip.visual.",
+        factor: Float32 | np.float32 = np.float32(1),  # noqa: B008 (a number)
     ) -> str:
-        """Layer normalisation over the last axis."""
+        """Layer normalisation over the last axis, times ``factor`` [width]."""
         scale, shift = (self._source.take(f"{prefix}{name}.{part}", (width,)) for part in ("weight", "bias"))
-        tensors = self.op.tensor(f"{name}.weight", scale), self.op.tensor(f"{name}.bias", shift)
+        tensors = self.op.tensor(f"{name}.weight", factor * scale), self.op.tensor(f"{name}.bias", factor * shift)
         return self.op("LayerNormalization", x, *tensors, axis=-1, epsilon=self.eps if eps is None else eps)
 
     def normed(self, x: str, name: str, weight: Float32) -> tuple[str, Float32]:
@@ -290,12 +295,12 @@ class _Tower:
         gain, shift = (self.values(f"{name}.{part}", self.width) for part in ("weight", "bias"))
         size, used = np.hypot(3 * gain, shift), np.sqrt(np.square(weight).mean(axis=0))
         factor = np.sqrt(np.maximum(used, 1e-6) / np.maximum(size, 1e-6))
-        tensors = self.op.tensor(f"{name}.weight", factor * gain), self.op.tensor(f"{name}.bias", factor * shift)
-        return self.op("LayerNormalization", x, *tensors, axis=-1, epsilon=self.eps), weight / factor
+        return self.layer_norm(x, name, self.width, factor=factor), weight / factor
 
-    def linear(self, name: str, inputs: int, outputs: int) -> tuple[Float32, Float32]:
-        """Weight [O, I] and bias [O] of a linear layer by its name in the tower."""
-        return self.values(f"{name}.weight", outputs, inputs), self.values(f"{name}.bias", outputs)
+    def linear(self, x: str, name: str, inputs: int, outputs: int, *, least: float | None = None) -> str:
+        """A linear layer by its name in the tower; ``least`` as for `product`."""
+        weight, bias = self.values(f"{name}.weight", outputs, inputs), self.values(f"{name}.bias", outputs)
+        return self.product(x, name, weight, bias, least=least)
 
     def product(self, x: str, name: str, weight: Float32, bias: Float32, *, least: float | None = None) -> str:
         """x [..., I] times weight [O, I], plus bias [O].

@@ -187,7 +187,7 @@ def test_tables(paths: Paths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     )
     model = str(paths.work / "stage-1" / TINY.chosen)
     for command, rows in (
-        (["stage-1", "--seeds", "1", "--kind", "none", "--kind", "ordinary", "--kind", "meta, both"], 3),
+        (["stage-1", "--seeds", "1", "--kind", "none", "--kind", "ordinary", "--kind", "meta-both"], 3),
         (["few-shot"], 2),
         (
             ["blocks", "--labels", str(tmp_path / "labels.csv"), "--model", model, "--splits", "1", "--shots", "6"],
