@@ -25,7 +25,7 @@ import grmp_score
 from grmp_score.config import ModelConfig
 from grmp_score.errors import ConfigError, ImageReadError
 from grmp_score.model.quality_clip import p_high
-from grmp_score.pipeline.inference import on_all_cores
+from grmp_score.pipeline.inference import GPU_PASS, of_pass_size, on_all_cores, parts_of
 from grmp_score.score import FailedScore, Score
 from grmp_score.scorer import Scorer, ScorerOptions
 from grmp_score.weights.folder import Weights
@@ -123,6 +123,31 @@ def test_a_failing_pass_leaves_the_number_of_threads() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_every_pass_of_a_gpu_has_one_size() -> None:
+    """Patches are passed on in their order; what fills the last pass stands behind them."""
+    gpu, patches = torch.device("cuda"), torch.arange(1.0, GPU_PASS + 8).view(-1, 1, 1, 1)
+    parts = parts_of(patches, gpu)
+    passes = [of_pass_size(part, gpu) for part in parts]
+    assert {len(filled) for filled in passes} == {GPU_PASS}
+    assert torch.equal(torch.cat([f[: len(p)] for f, p in zip(passes, parts, strict=True)]), patches)
+    assert not passes[-1][len(parts[-1]) :].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_on_a_gpu_an_image_scores_the_same_in_any_company(
+    tiny_weights: Weights, scorer: Scorer, images: list[Image.Image], precision: str
+) -> None:
+    """Alone and in any batch the score is exactly the same, and near that of the CPU."""
+    one = Scorer(tiny_weights, device="cuda", precision=precision)
+    alone = [one.score(image) for image in images]
+    for batch_size in (1, 5, 100):
+        other = Scorer(tiny_weights, device="cuda", precision=precision, batch_size=batch_size)
+        assert list(other.score_many(images)) == alone
+    expected = [scorer.score(image).value for image in images]
+    assert [s.value for s in alone] == pytest.approx(expected, abs=1e-4 if precision == "float32" else 2e-2)
 
 
 def test_a_joined_pass_agrees(scorer: Scorer, images: list[Image.Image]) -> None:

@@ -109,14 +109,15 @@ class TorchEngine:
         """See `Engine`."""
         import torch
 
-        from grmp_score.pipeline.inference import on_all_cores, parts_of
+        from grmp_score.pipeline.inference import of_pass_size, on_all_cores, parts_of
 
         dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
         def run(part: torch.Tensor) -> torch.Tensor:
             # A score does not depend on where it is asked for.
             with torch.autocast(self._device.type, enabled=False):
-                features = self._tower.image(part.to(self._device, dtype)).float()
+                whole = of_pass_size(part, self._device).to(self._device, dtype)
+                features = self._tower.image(whole)[: len(part)].float()
                 return self._model.quality_logits(features).cpu()
 
         parts = parts_of(torch.from_numpy(np.ascontiguousarray(patches)), self._device)

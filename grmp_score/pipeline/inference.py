@@ -16,6 +16,9 @@ from grmp_score.errors import ConfigError
 
 T = TypeVar("T")
 
+#: Patches in one pass of a GPU: enough to fill it, few enough that a single image does not wait for many.
+GPU_PASS = 32
+
 
 def pick_device(name: str) -> torch.device:
     """The device of that name; ``"auto"`` is CUDA, then MPS, then the CPU.
@@ -41,9 +44,15 @@ def parts_of(patches: Tensor, device: torch.device) -> tuple[Tensor, ...]:
     """What of the patches [B, 3, S, S] goes through the model together: views [b, 3, S, S].
 
     On a CPU every patch is a pass of its own on one core, so that its value depends neither on its neighbours nor
-    on the number of cores; the patches share the cores.  Elsewhere all go through together, to fill the device.
+    on the number of cores; the patches share the cores.  Elsewhere `GPU_PASS` go through together.
     """
-    return torch.split(patches, 1 if device.type == "cpu" else max(1, len(patches)))
+    return torch.split(patches, 1 if device.type == "cpu" else GPU_PASS)
+
+
+def of_pass_size(part: Tensor, device: torch.device) -> Tensor:
+    """A part [b, 3, S, S] with zeros behind it, as large as all: a GPU's kernels depend on the size, and differ."""
+    missing = 0 if device.type == "cpu" else GPU_PASS - len(part)
+    return torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
 
 
 def on_all_cores(function: Callable[[Tensor], T], items: Sequence[Tensor], threads: int | None = None) -> list[T]:
