@@ -25,7 +25,7 @@ import grmp_score
 from grmp_score.config import ModelConfig
 from grmp_score.errors import ConfigError, ImageReadError
 from grmp_score.model.quality_clip import p_high
-from grmp_score.pipeline.inference import GPU_PASS, of_pass_size, on_all_cores, parts_of
+from grmp_score.pipeline.inference import GPU_PASS, in_passes, of_pass_size, on_all_cores
 from grmp_score.score import FailedScore, Score
 from grmp_score.scorer import Scorer, ScorerOptions
 from grmp_score.weights.folder import Weights
@@ -128,7 +128,7 @@ def test_a_failing_pass_leaves_the_number_of_threads() -> None:
 def test_every_pass_of_a_gpu_has_one_size() -> None:
     """Patches are passed on in their order; what fills the last pass stands behind them."""
     gpu, patches = torch.device("cuda"), torch.arange(1.0, GPU_PASS + 8).view(-1, 1, 1, 1)
-    parts = parts_of(patches, gpu)
+    parts = in_passes(lambda part: part, patches, gpu)
     passes = [of_pass_size(part, gpu) for part in parts]
     assert {len(filled) for filled in passes} == {GPU_PASS}
     assert torch.equal(torch.cat([f[: len(p)] for f, p in zip(passes, parts, strict=True)]), patches)

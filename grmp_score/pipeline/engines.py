@@ -109,7 +109,7 @@ class TorchEngine:
         """See `Engine`."""
         import torch
 
-        from grmp_score.pipeline.inference import of_pass_size, on_all_cores, parts_of
+        from grmp_score.pipeline.inference import in_passes, of_pass_size
 
         dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
@@ -120,8 +120,8 @@ class TorchEngine:
                 features = self._tower.image(whole)[: len(part)].float()
                 return self._model.quality_logits(features).cpu()
 
-        parts = parts_of(torch.from_numpy(np.ascontiguousarray(patches)), self._device)
-        return p_high(torch.cat(on_all_cores(run, parts, self._threads)).numpy())
+        every = torch.from_numpy(np.ascontiguousarray(patches))
+        return p_high(torch.cat(in_passes(run, every, self._device, self._threads)).numpy())
 
 
 def p_high(logits: NDArray[np.float32]) -> list[float]:

@@ -40,13 +40,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def parts_of(patches: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-    """What of the patches [B, 3, S, S] goes through the model together: views [b, 3, S, S].
+def in_passes(
+    function: Callable[[Tensor], T], patches: Tensor, device: torch.device, threads: int | None = None
+) -> list[T]:
+    """The function of what goes through the model together, without gradients: views [b, ...] of patches [B, ...].
 
     On a CPU every patch is a pass of its own on one core, so that its value depends neither on its neighbours nor
-    on the number of cores; the patches share the cores.  Elsewhere `GPU_PASS` go through together.
+    on the number of cores; the patches share the cores.  Elsewhere `GPU_PASS` go through together, pass after pass.
     """
-    return torch.split(patches, 1 if device.type == "cpu" else GPU_PASS)
+    if device.type == "cpu":
+        return on_all_cores(function, torch.split(patches, 1), threads)
+    with torch.inference_mode():
+        return [function(part) for part in torch.split(patches, GPU_PASS)]
 
 
 def of_pass_size(part: Tensor, device: torch.device) -> Tensor:

@@ -24,7 +24,7 @@ from grmp_score.errors import ConfigError, DataError, GrmpScoreError, ImageReadE
 from grmp_score.images.read import MAX_PIXELS, read_image
 from grmp_score.model.patches import make_patches
 from grmp_score.model.quality_clip import QualityCLIP
-from grmp_score.pipeline.inference import on_all_cores, parts_of
+from grmp_score.pipeline.inference import in_passes
 from grmp_score.pipeline.read_ahead import read_ahead
 from grmp_score.trainer.adapt.config import FewShotConfig, Precision
 from grmp_score.trainer.data.labels import Labels
@@ -205,7 +205,7 @@ def run_frozen(
                 semantic = teacher.image(part).float()
             return FrozenPass(tokens, pooled, features, teacher.scene_logits(semantic).softmax(dim=-1))
 
-    parts = on_all_cores(run, parts_of(crops, device))
+    parts = in_passes(run, crops, device)
     return FrozenPass(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

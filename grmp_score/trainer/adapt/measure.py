@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grmp_score.errors import ImageReadError
 from grmp_score.model.quality_clip import QualityCLIP, p_high
-from grmp_score.pipeline.inference import on_all_cores, parts_of
+from grmp_score.pipeline.inference import in_passes
 from grmp_score.trainer.adapt.config import Precision
 from grmp_score.trainer.adapt.features import Activations, CropReader, computing, run_frozen
 from grmp_score.trainer.adapt.parameters import PROJECTION, SHIFT, on_image_side
@@ -158,7 +158,7 @@ class Contenders:
 
         if self._shift is None:
             assert tokens is not None
-            after = torch.cat(on_all_cores(adapted_features, parts_of(tokens.to(device), device)))
+            after = torch.cat(in_passes(adapted_features, tokens.to(device), device))
         elif pooled is not None:
             with computing(device, precision):
                 after = self.new.image.project(pooled.to(device) + self._shift).float()
